@@ -1,0 +1,1 @@
+"""Multi-target cross-domain recommendation (placeholder, filled in with the public names)."""

@@ -1,0 +1,1 @@
+"""Stage 3, all for one: attention-based representation transfer."""

@@ -1,0 +1,1 @@
+"""Models that know one domain only, or no user at all."""

@@ -1,0 +1,1 @@
+"""Stage 2, one for all: the contrastive autoencoder."""

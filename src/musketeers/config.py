@@ -1,0 +1,209 @@
+"""Every setting of a run, with its default and its bounds, checked once at the door."""
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from musketeers.errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Column = str | dict[str, str]
+
+
+class _Section(BaseModel):
+    # strict: a TOML true is no number, "3" is no integer
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class DataConfig(_Section):
+    """Where the interactions are and which of them count."""
+
+    domains: dict[str, str]
+    """Domain name -> a Parquet or CSV file (also .csv.gz), a folder of them, or a glob."""
+    user: Column = "user_id"
+    """Column of the user ids: one name for all domains, or a table with one per domain."""
+    item: Column = "item_id"
+    """Column of the item ids, likewise."""
+    timestamp: Column | None = None
+    """Column of the times, likewise; needed by the `last` and `time` splits."""
+    min_user: Count = 5
+    """Users with fewer interactions in a domain are dropped from it (k-core); 1 = keep all."""
+    min_item: Count = 5
+    """Items with fewer interactions are dropped (k-core); 1 = keep all."""
+
+    @field_validator("domains")
+    @classmethod
+    def _names_are_safe(cls, domains: dict[str, str]) -> dict[str, str]:
+        if not domains:
+            raise ValueError("no domain is given; name at least one file")
+        for name in domains:
+            check_domain_name(name)
+        return domains
+
+    def column(self, role: Literal["user", "item", "timestamp"], domain: str) -> str | None:
+        """The column of `role` in `domain`'s files; None where no time is configured."""
+        names: Column | None = getattr(self, role)
+        return names.get(domain) if isinstance(names, dict) else names
+
+    @model_validator(mode="after")
+    def _columns_cover_domains(self) -> Self:
+        for role in ("user", "item", "timestamp"):
+            names = getattr(self, role)
+            if isinstance(names, dict) and (wrong := set(names) ^ set(self.domains)):
+                raise ValueError(
+                    f"{role} must name one column for each domain; check {', '.join(sorted(wrong))}"
+                )
+        return self
+
+
+class SplitConfig(_Section):
+    """Which interactions are held out, for choosing (valid) and for measuring (test)."""
+
+    method: Literal["random", "last", "time"] = "random"
+    """random: a share of each user's items; last: each user's latest items; time: all
+    interactions after one moment, the same for all domains."""
+    test: Share = 0.2
+    """Share of all interactions of a user (time: of all domains together)."""
+    valid: Share = 0.16
+    """Likewise."""
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> Self:
+        if self.test + self.valid >= 1:
+            raise ValueError(
+                f"test {self.test} + valid {self.valid} leave nothing to train on; keep below 1"
+            )
+        return self
+
+
+class PretrainConfig(_Section):
+    """Stage 1: matrix factorisation of one domain alone (SMF), by BPR."""
+
+    learning_rate: Positive = 0.05
+    regularization: NotNegative = 0.01
+    max_epochs: Count = 200
+    patience: Count = 10
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+
+class CatConfig(_Section):
+    """Stage 2: the contrastive autoencoder over all domains' user embeddings."""
+
+    temperature: Positive = 0.1
+    contrast_weight: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Weight of the contrastive loss; the two reconstruction losses share the rest."""
+    learning_rate: Positive = 1e-3
+    batch_size: Annotated[int, Field(ge=2)] = 1024
+    """Users per step; contrast needs at least two."""
+    max_epochs: Count = 200
+    patience: Count = 10
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Share of users that early stopping looks at and training never sees."""
+
+
+class ArtConfig(_Section):
+    """Stage 3: what a target domain takes from the others, by attention."""
+
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 256
+    """Users per step of the network; all of a user's items are in one step."""
+    dropout: Share = 0.1
+    """Share of attention weights that a training step drops."""
+    items: Literal["tuned", "fixed"] = "tuned"
+    """Whether the target's item embeddings go on learning."""
+    max_epochs: Count = 100
+    patience: Count = 10
+
+
+class RunConfig(_Section):
+    """A whole run, as one TOML file."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    dim: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Width of every user and item embedding."""
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    cat: CatConfig = CatConfig()
+    art: ArtConfig = ArtConfig()
+
+    @model_validator(mode="after")
+    def _split_has_times(self) -> Self:
+        if self.split.method != "random" and self.data.timestamp is None:
+            raise ValueError(
+                f"split.method {self.split.method!r} needs times; set data.timestamp to their column"
+            )
+        return self
+
+
+def check_domain_name(name: str) -> None:
+    """Raise ValueError unless `name` can stand in a file name on any system."""
+    printable = all(c.isalnum() or c in " ._-" for c in name)
+    if not name or len(name) > 64 or not printable or name[0] in " ." or name[-1] in " .":
+        raise ValueError(
+            f"{name!r} is no domain name; use letters, digits, inner spaces and dots, _ and -, "
+            "at most 64"
+        )
+
+
+def load(path: Path) -> RunConfig:
+    """Read a run's settings from a TOML file; relative data paths are kept as written.
+
+    Raises `ConfigError` if the file is missing, is not TOML, or breaks a rule; all broken
+    rules are named in one message.
+    """
+    try:
+        return parse(tomllib.loads(path.read_text(encoding="utf-8")), path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+
+
+def parse(settings: dict[str, Any], origin: Path | str) -> RunConfig:
+    """Settings from a plain mapping; `origin` is what error messages call it."""
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        faults = "; ".join(_fault(dict(e)) for e in error.errors())
+        raise ConfigError(f"{origin}: {faults}") from None
+
+
+def dump(config: RunConfig) -> str:
+    """TOML text that `load` reads back to the same settings."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _fault(error: dict[str, Any]) -> str:
+    """One broken rule as `key: what is wrong`, with the nearest known key for a typo."""
+    where = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), n=1)
+        return f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{where}: required key is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = error["input"]
+    shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message}{shown}"
+
+
+def _keys(path: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        kind = section.model_fields[str(part)].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        section = kind
+    return list(section.model_fields)

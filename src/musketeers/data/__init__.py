@@ -1,0 +1,1 @@
+"""From files and frames to row-numbered interactions, one table per domain."""

@@ -1,0 +1,41 @@
+"""Several domains over one user vocabulary, before and after the split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from musketeers.data.interactions import Interactions
+from musketeers.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Domain:
+    """One domain as read: its items, its pairs, and when each pair was last seen."""
+
+    items: Vocabulary
+    pairs: Interactions
+    times: Int64[np.ndarray, " pair"] | None = None
+    """In the order of `pairs.items`, in the source's own unit; None if not configured."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Domains:
+    """All domains; a user has the same row number in every one, even where unknown."""
+
+    users: Vocabulary
+    domains: Mapping[str, Domain]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """One domain's pairs, apart by purpose; the three tables are disjoint."""
+
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+
+    def seen(self) -> Interactions:
+        """What a ranking for the test must skip: train and valid."""
+        return self.train.union(self.valid)

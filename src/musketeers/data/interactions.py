@@ -1,0 +1,95 @@
+"""What one domain observed: which user touched which item."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64
+
+from musketeers.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interactions:
+    """Implicit feedback of one domain, as row numbers in compressed sparse rows (CSR).
+
+    The items of user `u` are ``items[indptr[u]:indptr[u + 1]]``, ascending and unique.
+    Absence means "not observed", never "disliked".  Four bytes a pair; arrays are read-only.
+    """
+
+    indptr: Int64[np.ndarray, " user_plus_one"]
+    items: Int32[np.ndarray, " pair"]
+    n_items: int
+
+    @classmethod
+    def from_pairs(
+        cls,
+        users: Int[np.ndarray, " pair"],
+        items: Int[np.ndarray, " pair"],
+        *,
+        n_users: int,
+        n_items: int,
+    ) -> "Interactions":
+        """Sort, drop repeats, and check every row number against its range.
+
+        Raises `DataError` for arrays of different length or rows out of range.
+        """
+        if users.shape != items.shape:
+            raise DataError(f"{len(users)} users but {len(items)} items; one of each per pair")
+        for name, rows, size in (("user", users, n_users), ("item", items, n_items)):
+            if rows.size and not 0 <= rows.min() <= rows.max() < size:
+                raise DataError(
+                    f"{name} rows span {rows.min()}..{rows.max()}, outside 0..{size - 1}"
+                )
+        keys = np.unique(users.astype(np.int64) * n_items + items)
+        rows, columns = np.divmod(keys, max(n_items, 1))
+        return cls.from_csr(
+            np.concatenate(([0], np.bincount(rows, minlength=n_users).cumsum())),
+            columns.astype(np.int32),
+            n_items=n_items,
+        )
+
+    @classmethod
+    def from_csr(
+        cls, indptr: Int64[np.ndarray, " user_plus_one"], items: np.ndarray, *, n_items: int
+    ) -> "Interactions":
+        """Wrap arrays that already keep the rules above, without a copy."""
+        indptr, items = indptr.view(), items.view()
+        indptr.flags.writeable = items.flags.writeable = False
+        return cls(indptr, items, n_items)
+
+    @property
+    def n_users(self) -> int:
+        """Users of the vocabulary, those without any pair included."""
+        return len(self.indptr) - 1
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def of(self, user: int) -> Int32[np.ndarray, " item"]:
+        """The items of one user, ascending."""
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
+    def users(self) -> Int64[np.ndarray, " pair"]:
+        """The user of every pair, in the order of `items`."""
+        return np.repeat(np.arange(self.n_users), self.counts())
+
+    def counts(self) -> Int64[np.ndarray, " user"]:
+        """How many items each user has."""
+        return np.diff(self.indptr)
+
+    def item_counts(self) -> Int64[np.ndarray, " item"]:
+        """How many users each item has."""
+        return np.bincount(self.items, minlength=self.n_items)
+
+    def known_users(self) -> Bool[np.ndarray, " user"]:
+        """Whether each user has any pair at all."""
+        return self.counts() > 0
+
+    def union(self, other: "Interactions") -> "Interactions":
+        """The pairs of either table; both must have the same users and items."""
+        return Interactions.from_pairs(
+            np.concatenate([self.users(), other.users()]),
+            np.concatenate([self.items, other.items]),
+            n_users=self.n_users,
+            n_items=self.n_items,
+        )

@@ -1,0 +1,36 @@
+"""What the parts of the package promise each other."""
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int
+
+
+class Scorer(Protocol):
+    """Anything that can rank one domain's items for a batch of users.
+
+    CAT-ART, every baseline and the served model satisfy this; ranking, evaluation and
+    serving know nothing more about a model.
+    """
+
+    @property
+    def n_items(self) -> int:
+        """Size of the domain's catalogue."""
+        ...
+
+    def score(self, users: Int[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch item"]:
+        """Preference of each user for every item; larger is better, no fixed scale.
+
+        Fast, and within `error` of `exact`.
+        """
+        ...
+
+    def exact(
+        self, users: Int[np.ndarray, " batch"], items: Int[np.ndarray, "batch k"]
+    ) -> Float64[np.ndarray, "batch k"]:
+        """The scores of chosen items, bitwise the same on any machine and in any batch."""
+        ...
+
+    def error(self, users: Int[np.ndarray, " batch"]) -> Float64[np.ndarray, " batch"]:
+        """Per user, a bound on ``abs(score - exact)`` over all items; not negative."""
+        ...
