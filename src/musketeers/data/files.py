@@ -1,0 +1,208 @@
+"""One domain's Parquet and CSV files, found, checked, and read column by column.
+
+Arrow does the parsing: unlike the faster readers it refuses ragged rows and survives
+damaged files.
+"""
+
+import csv
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as arrow_parquet
+
+from musketeers.errors import DataError
+
+ENDINGS = (".parquet", ".csv", ".csv.gz")
+_PARQUET, _PARQUET_ENCRYPTED, _GZIP = b"PAR1", b"PARE", b"\x1f\x8b"
+_LONGEST_LINE = 1 << 20
+
+
+def find(source: str, base: Path) -> tuple[Path, ...]:
+    """The data files that `source` names, sorted; a relative one counts from `base`.
+
+    `source` is a file, a folder (every .parquet, .csv and .csv.gz directly in it, hidden
+    ones left out), or a glob.  Raises `DataError` if there is none, or both Parquet and CSV.
+    """
+    path = base / source
+    with _explained(path):
+        if not _exists(path) and any(sign in source for sign in "*?["):
+            return _one_format(path, _matches(source, base), "no file matches the pattern")
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return (path,)
+        files = sorted(p for p in path.iterdir() if _ending(p) and not p.name.startswith("."))
+    return _one_format(path, files, f"the folder holds no {', '.join(ENDINGS)} file")
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Equal for two names of one file; `DataError` if there is none."""
+    with _explained(path):
+        status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def read(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """These columns of one file; those of a CSV file as text, exactly as written.
+
+    Raises `DataError`, with the file's name and what to do, for anything but a whole and
+    well-formed file that has the columns.
+    """
+    with _explained(path):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: is no regular file; copy the data into one")
+        with path.open("rb") as file:
+            return _reader(path, file)(path, file, columns)
+
+
+def missing_column(origin: object, name: str, columns: Sequence[str]) -> DataError:
+    """The error for a column that is not there, with those that are."""
+    near = get_close_matches(name, columns, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
+    return DataError(f"{origin}: no column {name!r} among {shown}{hint}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _matches(pattern: str, base: Path) -> list[Path]:
+    root = Path(pattern).anchor
+    found = (Path(root) if root else base).glob(pattern[len(root) :])
+    return sorted(path for path in found if not path.is_dir() and not path.name.startswith("."))
+
+
+def _ending(path: Path) -> str | None:
+    return next((e for e in ENDINGS if path.name.lower().endswith(e)), None)
+
+
+def _one_format(path: Path, files: Sequence[Path], otherwise: str) -> tuple[Path, ...]:
+    if not files:
+        raise DataError(f"{path}: {otherwise}")
+    if len({_ending(file) == ".parquet" for file in files}) > 1:
+        raise DataError(f"{path}: holds Parquet and CSV files; keep one format per domain")
+    return tuple(files)
+
+
+def _reader(path: Path, file: BinaryIO) -> Callable[[Path, BinaryIO, Sequence[str]], pl.DataFrame]:
+    """How to read a file of this ending; its first bytes must agree."""
+    ending, start = _ending(path), file.read(4)
+    file.seek(0)
+    if ending is None:
+        raise DataError(f"{path}: unknown ending; data files end in {', '.join(ENDINGS)}")
+    if not start:
+        raise DataError(f"{path}: is empty")
+    actual = _format(start)
+    expected = {".parquet": "Parquet", ".csv.gz": "gzip"}.get(ending)
+    if actual != expected and (ending, actual) != (".csv", "gzip"):
+        raise DataError(
+            f"{path}: the content is {actual or 'text or unknown'}, the ending says {ending}; "
+            "rename or rewrite the file"
+        )
+    return _read_parquet if ending == ".parquet" else _read_csv
+
+
+def _format(start: bytes) -> str | None:
+    if start.startswith(_GZIP):
+        return "gzip"
+    return {_PARQUET: "Parquet", _PARQUET_ENCRYPTED: "encrypted Parquet"}.get(start)
+
+
+def _read_parquet(path: Path, file: BinaryIO, columns: Sequence[str]) -> pl.DataFrame:
+    file.seek(0, os.SEEK_END)
+    if file.tell() >= len(_PARQUET):
+        file.seek(-len(_PARQUET), os.SEEK_END)
+    if file.read() != _PARQUET:
+        raise DataError(f"{path}: Parquet file is cut off; copy or write it again")
+    file.seek(0)
+    content = arrow_parquet.ParquetFile(file, page_checksum_verification=True)
+    names = cast("list[str]", content.schema_arrow.names)
+    _check_columns(path, names, columns)
+    table = content.read(columns=list(columns))
+    table.validate(full=True)  # damaged text would stop the process inside polars
+    return cast("pl.DataFrame", pl.from_arrow(table)).select(columns)
+
+
+def _read_csv(path: Path, file: BinaryIO, columns: Sequence[str]) -> pl.DataFrame:
+    packed = file.read(len(_GZIP)) == _GZIP
+    file.seek(0)
+    with gzip.open(file) if packed else nullcontext(file) as content:
+        names = _header(path, content)
+        _check_columns(path, names, columns)
+        if not content.read(1):
+            return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+        content.seek(0)
+        table = arrow_csv.read_csv(
+            content,
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(columns),
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )
+    return cast("pl.DataFrame", pl.from_arrow(table))
+
+
+def _header(path: Path, content: BinaryIO | gzip.GzipFile) -> list[str]:
+    """The column names of a CSV file, read up to the end of their line."""
+    line = b"\n"
+    while line in (b"\n", b"\r\n"):
+        line = content.readline(_LONGEST_LINE)
+    names = next(csv.reader([line.decode("utf-8-sig")]), [])
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: header names {', '.join(repeated)} twice; rename one of them")
+    return names
+
+
+def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            raise missing_column(path, name, names)
+        if names.count(name) > 1:
+            raise DataError(f"{path}: two columns are named {name!r}; rename one of them")
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """Any failure to read `path` as one `DataError`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file or folder; check data.domains") from None
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: gzip file is cut off or damaged ({_line(error)})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: header is not UTF-8 CSV text ({_line(error)})") from None
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DataError(f"{path}: {_reason(str(error))}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or _line(error)})") from None
+
+
+def _reason(message: str) -> str:
+    if "UTF8" in message or "utf8" in message:
+        return "is not UTF-8 text; convert the file"
+    if "Expected" in message and "columns" in message:
+        return f"rows differ in length ({_line(message)}); quote values that hold commas"
+    return f"is damaged or not of the format its ending says ({_line(message)})"
+
+
+def _line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
