@@ -17,7 +17,8 @@ class Domain:
     items: Vocabulary
     pairs: Interactions
     times: Int64[np.ndarray, " pair"] | None = None
-    """In the order of `pairs.items`, in the source's own unit; None if not configured."""
+    """In the order of `pairs.items`; None if not configured.  Integers in the source's own
+    unit, dates and float seconds in microseconds; the same in all domains."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,6 +71,12 @@ def missing_column(origin: object, name: str, columns: Sequence[str]) -> DataErr
     return DataError(f"{origin}: no column {name!r} among {shown}{hint}")
 
 
+def one_line(error: object) -> str:
+    """An error's text on one line, cut to a readable length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 def _exists(path: Path) -> bool:
     try:
         path.stat()
@@ -186,23 +192,18 @@ def _explained(path: Path) -> Generator[None]:
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: gzip file is cut off or damaged ({_line(error)})") from None
+        raise DataError(f"{path}: gzip file is cut off or damaged ({one_line(error)})") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: header is not UTF-8 CSV text ({_line(error)})") from None
+        raise DataError(f"{path}: header is not UTF-8 CSV text ({one_line(error)})") from None
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{path}: {_reason(str(error))}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or _line(error)})") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
 
 
 def _reason(message: str) -> str:
     if "UTF8" in message or "utf8" in message:
         return "is not UTF-8 text; convert the file"
     if "Expected" in message and "columns" in message:
-        return f"rows differ in length ({_line(message)}); quote values that hold commas"
-    return f"is damaged or not of the format its ending says ({_line(message)})"
-
-
-def _line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else text[:157] + "..."
+        return f"rows differ in length ({one_line(message)}); quote values that hold commas"
+    return f"is damaged or not of the format its ending says ({one_line(message)})"

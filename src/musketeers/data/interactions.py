@@ -42,11 +42,21 @@ class Interactions:
                 )
         keys = np.unique(users.astype(np.int64) * n_items + items)
         rows, columns = np.divmod(keys, max(n_items, 1))
-        return cls.from_csr(
-            np.concatenate(([0], np.bincount(rows, minlength=n_users).cumsum())),
-            columns.astype(np.int32),
-            n_items=n_items,
-        )
+        return cls.from_sorted(rows, columns, n_users=n_users, n_items=n_items)
+
+    @classmethod
+    def from_sorted(
+        cls,
+        users: Int[np.ndarray, " pair"],
+        items: Int[np.ndarray, " pair"],
+        *,
+        n_users: int,
+        n_items: int,
+    ) -> "Interactions":
+        """Wrap distinct pairs that are sorted by user, then item, without checking them."""
+        indptr = np.zeros(n_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(users, minlength=n_users), out=indptr[1:])
+        return cls.from_csr(indptr, items.astype(np.int32, copy=False), n_items=n_items)
 
     @classmethod
     def from_csr(
