@@ -1,0 +1,139 @@
+"""Which interactions are held out: at random, each user's latest, or all after one moment."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Int8, Int64
+
+from musketeers.config import SplitConfig
+from musketeers.data.domains import Domain, Domains, Split
+from musketeers.data.interactions import Interactions
+from musketeers.errors import DataError
+from musketeers.seeding import Seed
+
+_TRAIN, _VALID, _TEST = 0, 1, 2
+_ROUNDING = 1e-9
+"""Taken off before rounding up, because 0.1 * 30 is a little more than 3 in binary arithmetic."""
+_PER_USER = "a user needs three pairs or more; raise data.min_user or hold out less"
+_REMEDIES: Mapping[str, str] = {
+    "random": _PER_USER,
+    "last": _PER_USER,
+    "time": "its times lie on one side of the cut; use split.method 'random' or another domain",
+}
+
+
+def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]:
+    """Every domain's pairs, apart into train, valid and test.
+
+    `random` and `last` hold out of a user's n pairs ceil(test n) and ceil(valid n), or none
+    if that leaves nothing to train on.  `time` cuts all domains at the same two moments, so
+    that nothing learned anywhere is later than anything tested; pairs of one moment stay
+    together, and a user who appears after the cut has no train pair.
+
+    Raises `DataError` if `last` or `time` finds no times or too few different ones, or if a
+    domain is left without a train pair, a valid pair (with ``valid > 0``), or a test pair
+    (with ``test > 0``).
+    """
+    if config.method == "time":
+        purposes = _by_moment(domains, config)
+    else:
+        purposes = {
+            name: _by_rank(domain.pairs, _order(name, domain, config, seed), config)
+            for name, domain in domains.domains.items()
+        }
+    return {
+        name: _apart(name, domain.pairs, purposes[name], config)
+        for name, domain in domains.domains.items()
+    }
+
+
+def _order(
+    name: str, domain: Domain, config: SplitConfig, seed: Seed
+) -> Int64[np.ndarray, " pair"]:
+    """All pairs, by user; of one user those to hold out for the test stand last."""
+    users = domain.pairs.users()
+    if config.method == "last":
+        return np.lexsort((domain.pairs.items, _times(name, domain), users))
+    draws = seed.child("split", name).numpy().random(len(users))
+    return np.lexsort((draws, users))
+
+
+def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
+    if domain.times is None:
+        raise DataError(f"domain {name} has no times to split by; set data.timestamp")
+    return domain.times
+
+
+def _by_rank(
+    pairs: Interactions, order: Int64[np.ndarray, " pair"], config: SplitConfig
+) -> Int8[np.ndarray, " pair"]:
+    """The purpose of each pair, by its place among its user's pairs in `order`."""
+    n = pairs.counts()
+    n_test, n_valid = (
+        np.ceil(share * n - _ROUNDING).astype(np.int64) for share in (config.test, config.valid)
+    )
+    held = np.where(n_test + n_valid < n, n_test + n_valid, 0)
+    n_test = np.where(held > 0, n_test, 0)
+    users = pairs.users()
+    from_end = pairs.indptr[users + 1] - 1 - np.arange(len(pairs))
+    purpose = np.empty(len(pairs), dtype=np.int8)
+    purpose[order] = np.select(
+        [from_end < n_test[users], from_end < held[users]], [_TEST, _VALID], _TRAIN
+    )
+    return purpose
+
+
+def _by_moment(domains: Domains, config: SplitConfig) -> dict[str, Int8[np.ndarray, " pair"]]:
+    times = {name: _times(name, domain) for name, domain in domains.domains.items()}
+    moments, counts = np.unique(np.concatenate(list(times.values())), return_counts=True)
+    needed = 1 + (config.valid > 0) + (config.test > 0)
+    if len(moments) < needed:
+        raise DataError(
+            f"all {counts.sum()} interactions have {len(moments)} different times; a time split "
+            f"needs {needed}; take finer times or split.method 'random'"
+        )
+    valid_from, test_from = _cuts(counts, config)
+    purposes: dict[str, Int8[np.ndarray, " pair"]] = {}
+    for name, time in times.items():
+        place = np.searchsorted(moments, time)
+        held = [place >= test_from, place >= valid_from]
+        purposes[name] = np.select(held, [_TEST, _VALID], _TRAIN).astype(np.int8)
+    return purposes
+
+
+def _cuts(counts: Int64[np.ndarray, " moment"], config: SplitConfig) -> tuple[int, int]:
+    """The places of the first valid and the first test moment, nearest to the shares wanted.
+
+    Each purpose with a share keeps at least one moment; a place past the end means none.
+    """
+    total = counts.sum()
+    later = np.append(np.cumsum(counts[::-1])[::-1], 0)  # interactions at or after a moment
+    test_from = len(counts)
+    if config.test > 0:
+        first = 2 if config.valid > 0 else 1
+        test_from = first + int(np.argmin(np.abs(later[first:-1] - config.test * total)))
+    valid_from = test_from
+    if config.valid > 0:
+        wanted = later[test_from] + config.valid * total
+        valid_from = 1 + int(np.argmin(np.abs(later[1:test_from] - wanted)))
+    return valid_from, test_from
+
+
+def _apart(
+    name: str, pairs: Interactions, purpose: Int8[np.ndarray, " pair"], config: SplitConfig
+) -> Split:
+    wanted = {"train": 1.0, "valid": config.valid, "test": config.test}
+    parts = {part: _only(pairs, purpose == code) for code, part in enumerate(wanted)}
+    for part, share in wanted.items():
+        if share > 0 and not len(parts[part]):
+            raise DataError(
+                f"domain {name}: the {config.method} split leaves no {part} pair among "
+                f"{len(pairs)}; {_REMEDIES[config.method]}"
+            )
+    return Split(**parts)
+
+
+def _only(pairs: Interactions, keep: Bool[np.ndarray, " pair"]) -> Interactions:
+    return Interactions.from_sorted(
+        pairs.users()[keep], pairs.items[keep], n_users=pairs.n_users, n_items=pairs.n_items
+    )
