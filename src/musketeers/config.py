@@ -16,11 +16,17 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Column = str | dict[str, str]
 
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(10))}
+
 
 class _Section(BaseModel):
     # strict: a TOML true is no number, "3" is no integer
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -45,8 +51,13 @@ class DataConfig(_Section):
     def _names_are_safe(cls, domains: dict[str, str]) -> dict[str, str]:
         if not domains:
             raise ValueError("no domain is given; name at least one file")
+        seen: dict[str, str] = {}
         for name in domains:
             check_domain_name(name)
+            if (other := seen.setdefault(name.casefold(), name)) != name:
+                raise ValueError(
+                    f"{other!r} and {name!r} are one file on some systems; rename one of them"
+                )
         return domains
 
     def column(self, role: Literal["user", "item", "timestamp"], domain: str) -> str | None:
@@ -140,18 +151,19 @@ class RunConfig(_Section):
     def _split_has_times(self) -> Self:
         if self.split.method != "random" and self.data.timestamp is None:
             raise ValueError(
-                f"split.method {self.split.method!r} needs times; set data.timestamp to their column"
+                f"split.method {self.split.method!r} needs times; "
+                "set data.timestamp to their column"
             )
         return self
 
 
 def check_domain_name(name: str) -> None:
     """Raise ValueError unless `name` can stand in a file name on any system."""
-    printable = all(c.isalnum() or c in " ._-" for c in name)
-    if not name or len(name) > 64 or not printable or name[0] in " ." or name[-1] in " .":
+    plain = all(c.isalnum() or c in " ._-" for c in name) and name.strip(" .") == name
+    if not plain or not 0 < len(name.encode()) <= 64 or name.split(".")[0].casefold() in _DEVICES:
         raise ValueError(
             f"{name!r} is no domain name; use letters, digits, inner spaces and dots, _ and -, "
-            "at most 64"
+            "at most 64 bytes, and no name of a Windows device"
         )
 
 
@@ -169,6 +181,8 @@ def load(path: Path) -> RunConfig:
         raise ConfigError(f"{path}: is not UTF-8 text: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is not TOML for settings: nested too deeply") from None
 
 
 def parse(settings: dict[str, Any], origin: Path | str) -> RunConfig:
@@ -187,7 +201,8 @@ def dump(config: RunConfig) -> str:
 
 def _fault(error: dict[str, Any]) -> str:
     """One broken rule as `key: what is wrong`, with the nearest known key for a typo."""
-    where = ".".join(str(part) for part in error["loc"]) or "settings"
+    parts = (str(part) for part in error["loc"])
+    where = ".".join(p if p.isprintable() else repr(p) for p in parts) or "settings"
     if error["type"] == "extra_forbidden":
         near = get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), n=1)
         return f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
