@@ -12,6 +12,7 @@ from musketeers.data.domains import Domain, Domains, Split
 from musketeers.data.interactions import Interactions
 from musketeers.data.splits import split
 from musketeers.data.vocabulary import Vocabulary
+from musketeers.errors import DataError
 from musketeers.seeding import Seed
 
 _CELLS = 1 << 22
@@ -48,7 +49,11 @@ def planted(
     of pairs is log-normal with mean about `pairs_per_user` and deviation `activity` of the
     logarithm, between 1 and `n_items`.  `known` is the probability that a user is known in a
     domain; everybody is known in at least one.  Times are random seconds within a year.
+    Raises `DataError` if a share is outside its range.
     """
+    for what, share in (("common", common), ("known", known)):
+        if not 0 <= share <= 1:
+            raise DataError(f"{what} is {share}; it is a share, between 0 and 1")
     shared = seed.child("shared").numpy().standard_normal((n_users, dim))
     present = _present(len(names), seed.child("known").numpy(), n_users=n_users, known=known)
     found: dict[str, Domain] = {}
