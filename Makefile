@@ -31,7 +31,7 @@ check: $(VENV)/test.stamp
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/demo.stamp: $(VENV)/created.stamp requirements/demo.txt pyproject.toml
 	@echo "Installing the pinned packages into $(VENV) (once, about 1 GB with PyTorch)"
