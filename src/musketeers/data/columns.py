@@ -45,15 +45,15 @@ def checked_ids(ids: pl.Series, where: str) -> pl.Series:
 
 def numbers_if_all(text: pl.Series) -> pl.Series:
     """Text as integers if every value is written the usual way; else unchanged."""
-    numbers = canonical_integers(text)
+    numbers = canonical_integers(text, like=pl.Series(dtype=pl.Int64))
     return text if numbers.has_nulls() else numbers
 
 
-def kind(dtype: pl.DataType) -> str:
-    """What a caller would call values of this type; ids of two kinds are never equal."""
-    if dtype.is_integer():
+def kind(ids: pl.Series) -> str:
+    """What a caller would call ids of this type; those of two kinds are never equal."""
+    if ids.dtype.is_integer():
         return "integers"
-    return _KINDS.get(dtype.base_type(), str(dtype))
+    return _KINDS.get(ids.dtype.base_type(), str(ids.dtype))
 
 
 def alike(columns: Sequence[pl.Series]) -> list[pl.Series]:

@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import polars as pl
 import pyarrow as pa
@@ -103,7 +104,9 @@ def _one_format(path: Path, files: Sequence[Path], otherwise: str) -> tuple[Path
     return tuple(files)
 
 
-def _reader(path: Path, file: BinaryIO) -> Callable[[Path, BinaryIO, Sequence[str]], pl.DataFrame]:
+def _reader(
+    path: Path, file: BufferedIOBase
+) -> Callable[[Path, BufferedIOBase, Sequence[str]], pl.DataFrame]:
     """How to read a file of this ending; its first bytes must agree."""
     ending, start = _ending(path), file.read(4)
     file.seek(0)
@@ -127,7 +130,7 @@ def _format(start: bytes) -> str | None:
     return {_PARQUET: "Parquet", _PARQUET_ENCRYPTED: "encrypted Parquet"}.get(start)
 
 
-def _read_parquet(path: Path, file: BinaryIO, columns: Sequence[str]) -> pl.DataFrame:
+def _read_parquet(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> pl.DataFrame:
     file.seek(0, os.SEEK_END)
     if file.tell() >= len(_PARQUET):
         file.seek(-len(_PARQUET), os.SEEK_END)
@@ -142,7 +145,7 @@ def _read_parquet(path: Path, file: BinaryIO, columns: Sequence[str]) -> pl.Data
     return cast("pl.DataFrame", pl.from_arrow(table)).select(columns)
 
 
-def _read_csv(path: Path, file: BinaryIO, columns: Sequence[str]) -> pl.DataFrame:
+def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> pl.DataFrame:
     packed = file.read(len(_GZIP)) == _GZIP
     file.seek(0)
     with gzip.open(file) if packed else nullcontext(file) as content:
@@ -163,7 +166,7 @@ def _read_csv(path: Path, file: BinaryIO, columns: Sequence[str]) -> pl.DataFram
     return cast("pl.DataFrame", pl.from_arrow(table))
 
 
-def _header(path: Path, content: BinaryIO | gzip.GzipFile) -> list[str]:
+def _header(path: Path, content: BufferedIOBase) -> list[str]:
     """The column names of a CSV file, read up to the end of their line."""
     line = b"\n"
     while line in (b"\n", b"\r\n"):

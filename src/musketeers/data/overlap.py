@@ -137,24 +137,20 @@ def _swapped(ids: Mapping[str, _Ids]) -> Iterator[str]:
     """A domain whose items are others' users or whose users are others' items."""
     if len(ids) == 1:
         return
-    by_items: list[str] = []
-    by_users: list[str] = []
     for name, own in ids.items():
         others = [other for n, other in ids.items() if n != name]
         users = pl.concat([other.users for other in others])
         items = pl.concat([other.items for other in others])
         right = _share(own.users, users)
-        for found, share, what in (
-            (by_items, _share(own.items, users), "item ids are user ids"),
-            (by_users, _share(own.users, items), "user ids are item ids"),
-        ):
-            if share >= _SWAPPED_SHARE and share > _SWAPPED_RATIO * right:
-                found.append(
-                    f"{share:.0%} of {name}'s {what} of other domains, but only {right:.0%} of "
-                    "its user ids are theirs: are its user and item columns swapped?"
-                )
-    # where items point at the culprit, users only point at its counterpart
-    yield from by_items or by_users
+        wrong, what = max(
+            (_share(own.items, users), "item ids are user ids"),
+            (_share(own.users, items), "user ids are item ids"),
+        )
+        if wrong >= _SWAPPED_SHARE and wrong > _SWAPPED_RATIO * right:
+            yield (
+                f"{wrong:.0%} of {name}'s {what} of other domains, but only {right:.0%} of its "
+                "user ids are theirs: check that user and item are not swapped, here or there"
+            )
 
 
 def _share(ids: pl.Series, others: pl.Series) -> float:

@@ -226,7 +226,7 @@ def _checked(part: pl.DataFrame, columns: Mapping[Role, str], origin: str) -> pl
 
 def _whole(parts: Mapping[str, pl.DataFrame], column: str) -> pl.Series:
     """One column over all parts, which must agree on its kind."""
-    kinds = {kind(part.schema[column]): origin for origin, part in parts.items()}
+    kinds = {kind(part[column]): origin for origin, part in parts.items()}
     if len(kinds) > 1:
         found = ", ".join(f"{k} in {origin}" for k, origin in sorted(kinds.items()))
         raise DataError(f"column {column!r} has mixed types: {found}; write all files alike")
@@ -251,8 +251,8 @@ def _core(name: str, table: _Table, config: Columns) -> _Core:
         rows=len(table.users),
         repeats=len(table.users) - len(keys),
         dropped=len(keys) - len(user),
-        user_type=kind(users.values.dtype),
-        item_type=kind(items.values.dtype),
+        user_type=kind(users.values),
+        item_type=kind(items.values),
     )
     return _Core(
         user_ids=users.ids(user_rows),

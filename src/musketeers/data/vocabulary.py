@@ -63,7 +63,7 @@ class Vocabulary:
         if query.dtype.is_integer() and values.dtype.is_integer():
             return _lookup(values, query.cast(values.dtype, strict=False))
         if query.dtype == pl.String and values.dtype.is_integer():
-            return _lookup(values, canonical_integers(query, values.dtype))
+            return _lookup(values, canonical_integers(query, values))
         if values.dtype == pl.Binary and query.dtype != pl.Binary:
             return _lookup(values, query.cast(pl.String).cast(pl.Binary))
         if query.dtype == pl.Binary:
@@ -77,15 +77,13 @@ class Vocabulary:
         return self.values.gather(rows)
 
 
-def canonical_integers(
-    text: pl.Series, dtype: pl.DataType | type[pl.DataType] = pl.Int64
-) -> pl.Series:
-    """Text as integers; null where it is not written the one usual way or does not fit.
+def canonical_integers(text: pl.Series, like: pl.Series) -> pl.Series:
+    """Text as integers of the type of `like`; null where not in usual form or out of range.
 
     Leading zeros, a plus sign, "-0" and blanks carry information that a number would lose.
     """
     usual = text.str.contains(r"^(0|-?[1-9][0-9]*)$")
-    return text.set(~usual, None).cast(dtype, strict=False)
+    return text.set(~usual, None).cast(like.dtype, strict=False)
 
 
 def plain(ids: pl.Series) -> pl.Series:

@@ -1,0 +1,157 @@
+from math import ceil
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musketeers.config import SplitConfig
+from musketeers.data.domains import Domain, Domains
+from musketeers.data.interactions import Interactions
+from musketeers.data.splits import split
+from musketeers.data.vocabulary import Vocabulary
+from musketeers.errors import DataError
+from musketeers.seeding import Seed
+
+N_USERS, N_ITEMS = 6, 40
+SEED = Seed(3)
+
+
+def domain(rows):
+    """From (user, item) -> time."""
+    pairs = sorted(rows)
+    users, items = np.array(pairs).T
+    table = Interactions.from_pairs(users, items, n_users=N_USERS, n_items=N_ITEMS)
+    vocabulary = Vocabulary.of(pl.Series(range(N_ITEMS)))
+    return Domain(vocabulary, table, np.array([rows[pair] for pair in pairs]))
+
+
+def together(**domains):
+    users = Vocabulary.of(pl.Series(range(N_USERS)))
+    return Domains(users, {name: domain(rows) for name, rows in domains.items()})
+
+
+def listed(table):
+    return list(zip(table.users().tolist(), table.items.tolist(), strict=True))
+
+
+def row(n, user=0, times=None):
+    return {(user, i): (times[i] if times else i) for i in range(n)}
+
+
+KEYS = st.tuples(st.integers(0, N_USERS - 1), st.integers(0, N_ITEMS - 1))
+ROWS = st.dictionaries(KEYS, st.integers(0, 9), max_size=80).map(
+    # user 0 always has enough for a split, at times on every side of it
+    lambda rows: row(12) | {pair: t for pair, t in rows.items() if pair[0]}
+)
+SHARES = st.sampled_from([(0.2, 0.16), (0.1, 0.0), (0.3, 0.3), (0.0, 0.2)])
+
+
+@given(ROWS, SHARES, st.sampled_from(["random", "last", "time"]))
+def test_a_split_is_a_partition(rows, shares, method):
+    config = SplitConfig(method=method, test=shares[0], valid=shares[1])
+    parts = split(together(a=rows), config, SEED)["a"]
+    held = [listed(part) for part in (parts.train, parts.valid, parts.test)]
+    assert sorted([*held[0], *held[1], *held[2]]) == sorted(rows)
+    assert all(
+        (part.n_users, part.n_items) == (N_USERS, N_ITEMS) for part in (parts.train, parts.test)
+    )
+    assert listed(parts.seen()) == sorted(held[0] + held[1])
+    assert bool(held[2]) == (shares[0] > 0)
+    assert bool(held[1]) == (shares[1] > 0)
+
+
+@given(ROWS, SHARES, st.sampled_from(["random", "last"]))
+def test_each_users_counts_follow_the_rule(rows, shares, method):
+    config = SplitConfig(method=method, test=shares[0], valid=shares[1])
+    parts = split(together(a=rows), config, SEED)["a"]
+    for user, n in enumerate(together(a=rows).domains["a"].pairs.counts().tolist()):
+        test, valid = (ceil(round(share * n, 6)) for share in shares)
+        if test + valid >= n:
+            test = valid = 0
+        assert len(parts.test.of(user)) == test
+        assert len(parts.valid.of(user)) == valid
+
+
+@pytest.mark.parametrize(("n", "share", "held"), [(5, 0.2, 1), (30, 0.1, 3), (10, 0.3, 3)])
+def test_a_share_that_is_whole_is_not_rounded_up(n, share, held):
+    parts = split(together(a=row(n)), SplitConfig(test=share, valid=0.0), SEED)["a"]
+    assert len(parts.test) == held
+
+
+@given(ROWS)
+def test_last_holds_out_the_latest(rows):
+    parts = split(together(a=rows), SplitConfig(method="last"), SEED)["a"]
+    for user in range(N_USERS):
+        order = sorted((rows[u, i], i) for u, i in rows if u == user)
+        n_test, n_valid = len(parts.test.of(user)), len(parts.valid.of(user))
+        items = [i for _, i in order]
+        n_train = len(items) - n_test - n_valid
+        assert sorted(items[n_train + n_valid :]) == parts.test.of(user).tolist()
+        assert sorted(items[n_train : n_train + n_valid]) == parts.valid.of(user).tolist()
+
+
+@given(ROWS, ROWS)
+def test_in_a_time_split_nothing_trained_on_is_later_than_anything_tested(a, b):
+    domains = together(a=a, b=b)
+    parts = split(domains, SplitConfig(method="time"), SEED)
+    latest, first_valid, last_valid, earliest = -1, 99, -1, 99
+    for name, rows in (("a", a), ("b", b)):
+        latest = max([latest, *(rows[p] for p in listed(parts[name].train))])
+        first_valid = min([first_valid, *(rows[p] for p in listed(parts[name].valid))])
+        last_valid = max([last_valid, *(rows[p] for p in listed(parts[name].valid))])
+        earliest = min([earliest, *(rows[p] for p in listed(parts[name].test))])
+    assert latest < first_valid <= last_valid < earliest
+
+
+def test_the_time_cut_pools_all_domains():
+    early = {(0, i): i for i in range(9)} | {(0, 9): 13}
+    late = {(1, i): 4 + i for i in range(10)}
+    config = SplitConfig(method="time", test=0.2, valid=0.2)
+    parts = split(together(a=early, b=late), config, SEED)
+    # of 20 pairs, 4 lie at or after moment 11 and 4 between moments 8 and 10
+    assert listed(parts["a"].test) == [(0, 9)]
+    assert listed(parts["b"].test) == [(1, 7), (1, 8), (1, 9)]
+    assert listed(parts["a"].valid) == [(0, 8)]
+    assert listed(parts["b"].valid) == [(1, 4), (1, 5), (1, 6)]
+
+
+def test_a_domain_keeps_its_split_whatever_stands_beside_it():
+    rows, config = row(20), SplitConfig()
+    alone = split(together(a=rows), config, SEED)["a"]
+    beside = split(together(b=row(9), a=rows), config, SEED)["a"]
+    other = split(together(a=rows), config, Seed(4))["a"]
+    assert listed(alone.test) == listed(beside.test)
+    assert listed(alone.test) != listed(other.test)
+
+
+def test_faults_are_one_line_with_a_remedy():
+    no_times = Domains(
+        Vocabulary.of(pl.Series(range(N_USERS))),
+        {"a": Domain(domain(row(9)).items, domain(row(9)).pairs)},
+    )
+    for method in ("last", "time"):
+        with pytest.raises(DataError, match="domain a has no times to split by; set data"):
+            split(no_times, SplitConfig(method=method), SEED)
+    for rows in (row(2), row(1)):
+        with pytest.raises(DataError, match=r"leaves no valid pair among .*; a user needs three"):
+            split(together(a=rows), SplitConfig(), SEED)
+        with pytest.raises(DataError, match=r"leaves no test pair among 1; a user needs three"):
+            split(together(a=row(1)), SplitConfig(valid=0.0), SEED)
+    same = row(9, times=[5] * 9)
+    with pytest.raises(
+        DataError, match="all 9 interactions have 1 different times; a time split needs 3"
+    ):
+        split(together(a=same), SplitConfig(method="time"), SEED)
+    old = row(20, times=[*range(18), 100, 100])
+    new = {(1, i): 100 for i in range(3)}
+    with pytest.raises(DataError, match="domain b: the time split leaves no train pair among 3"):
+        split(together(a=old, b=new), SplitConfig(method="time"), SEED)
+
+
+def test_a_user_who_appears_after_the_cut_has_an_empty_train_row():
+    old = row(20, times=[*range(18), 100, 100])
+    parts = split(together(a=old | {(1, 0): 100}), SplitConfig(method="time"), SEED)["a"]
+    assert parts.train.of(1).tolist() == parts.valid.of(1).tolist() == []
+    assert parts.test.of(1).tolist() == [0]
