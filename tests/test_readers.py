@@ -261,6 +261,9 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
         one(tmp_path / "*.csv")
     with pytest.raises(DataError, match=r"the folder holds no \.parquet, \.csv, \.csv\.gz file"):
         one(tmp_path)
+    for odd, message in (("a\0.csv", "null byte"), ("a**.csv", "no file|pattern")):
+        with pytest.raises(DataError, match=message):
+            one(tmp_path / odd)
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(DataError, match="is no regular file; copy the data into one"):
         one(tmp_path / "pipe.csv")

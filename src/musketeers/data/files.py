@@ -190,10 +190,8 @@ def _explained(path: Path) -> Generator[None]:
     """Any failure to read `path` as one `DataError`."""
     try:
         yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file or folder; check data.domains") from None
-    except PermissionError:
-        raise DataError(f"{path}: no permission to read it") from None
+    except DataError:
+        raise
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: gzip file is cut off or damaged ({one_line(error)})") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -201,7 +199,17 @@ def _explained(path: Path) -> Generator[None]:
     except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{path}: {_reason(str(error))}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+        raise DataError(f"{path}: {_refusal(error)}") from None
+    except ValueError as error:  # a path or pattern that no system accepts
+        raise DataError(f"{str(path)!r}: {one_line(error)}; check data.domains") from None
+
+
+def _refusal(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder; check data.domains"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return f"cannot be read ({error.strerror or one_line(error)})"
 
 
 def _reason(message: str) -> str:

@@ -245,8 +245,8 @@ def _core(name: str, table: _Table, config: Columns) -> _Core:
             f"domain {name}: none of {len(keys)} distinct pairs is left with min_user = "
             f"{config.min_user} and min_item = {config.min_item}; lower them or check the columns"
         )
-    user_rows, user = np.unique(user[keep], return_inverse=True)
-    item_rows, item = np.unique(item[keep], return_inverse=True)
+    user_rows, user = _renumbered(user[keep])
+    item_rows, item = _renumbered(item[keep])
     source = Source(
         rows=len(table.users),
         repeats=len(table.users) - len(keys),
@@ -270,11 +270,20 @@ def _latest(
 ) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"] | None]:
     """The distinct keys, ascending, and the latest time of each."""
     if times is None:
-        return np.unique(keys), None
-    order = np.lexsort((times, keys))
-    keys = keys[order]
+        keys = np.sort(keys)
+    else:
+        order = np.lexsort((times, keys))
+        keys, times = keys[order], times[order]
     last = np.append(keys[1:] != keys[:-1], [True])
-    return keys[last], times[order][last]
+    return keys[last], None if times is None else times[last]
+
+
+def _renumbered(
+    rows: Int64[np.ndarray, " pair"],
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " pair"]]:
+    """The rows that occur, ascending, and each row's place among them."""
+    occurs = np.bincount(rows) > 0
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[rows]
 
 
 def _joined(cores: Mapping[str, _Core]) -> Reading:
