@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from musketeers.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
+NotNegativeCount = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -99,9 +100,18 @@ class SplitConfig(_Section):
 class PretrainConfig(_Section):
     """Stage 1: matrix factorisation of one domain alone (SMF), by BPR."""
 
-    learning_rate: Positive = 0.05
-    regularization: NotNegative = 0.01
+    learning_rate: Positive = 0.1
+    """Adagrad's step before it is divided by the root of the summed squared gradients."""
+    regularization: NotNegative = 0.14
+    """L2 strength per interaction; the strongest that is tried."""
+    halvings: NotNegativeCount = 6
+    """How often it may be halved while validation improves; 0 trains at one strength."""
+    candidates: Count = 4
+    """Uniform negatives drawn per interaction; the one scored highest is learned from."""
+    init_scale: Positive = 0.1
+    """Expected length of a vector before training."""
     max_epochs: Count = 200
+    """At each strength."""
     patience: Count = 10
     """Epochs without a better validation NDCG@10 before training stops."""
 
@@ -125,10 +135,15 @@ class ArtConfig(_Section):
     """Stage 3: what a target domain takes from the others, by attention."""
 
     learning_rate: Positive = 1e-3
+    """Adam's step for the network; the items go on with stage 1's own."""
+    regularization: NotNegative = 0.01
+    """L2 strength, per interaction, on what is added to a user's own vector."""
     batch_size: Count = 256
     """Users per step of the network; all of a user's items are in one step."""
     dropout: Share = 0.1
     """Share of attention weights that a training step drops."""
+    target_dropout: Share = 0.3
+    """Share of users for whom a training step hides the target's own vector."""
     items: Literal["tuned", "fixed"] = "tuned"
     """Whether the target's item embeddings go on learning."""
     max_epochs: Count = 100

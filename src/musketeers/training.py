@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +48,28 @@ class Checkpoint(Protocol):
         ...
 
 
+class Job(Protocol):
+    """Where one fit keeps its progress and who watches it."""
+
+    def checkpoint(self, part: str) -> Checkpoint | None:
+        """The place for the progress of one part of the job; None keeps none."""
+        ...
+
+    def on_epoch(self, epoch: "Epoch") -> None:
+        """Called after every epoch."""
+        ...
+
+
+class Unwatched:
+    """A `Job` that keeps nothing and tells nobody."""
+
+    def checkpoint(self, part: str) -> None:  # noqa: ARG002
+        """See `Job.checkpoint`."""
+
+    def on_epoch(self, epoch: "Epoch") -> None:
+        """See `Job.on_epoch`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """What one pass over the data gave."""
@@ -59,15 +81,17 @@ class Epoch:
     valid: float
     """Validation value; larger is better."""
     seconds: float
-    """Wall time of training and validation together."""
+    """Wall time of the training pass."""
+    valid_seconds: float
+    """Wall time of the validation."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
     """Every epoch of a fit, in order; at least epoch 0 once `fit` returns.
 
-    >>> History((Epoch(0, None, 0.1, 0.0), Epoch(1, 0.7, 0.3, 0.5), Epoch(2, 0.6, 0.3, 0.5))).best
-    Epoch(number=1, train_loss=0.7, valid=0.3, seconds=0.5)
+    >>> History((Epoch(0, None, 0.1, 0, 0.1), Epoch(1, 0.7, 0.3, 2, 0.1), Epoch(2, 0.6, 0.3, 2, 0.1))).best
+    Epoch(number=1, train_loss=0.7, valid=0.3, seconds=2, valid_seconds=0.1)
     """
 
     epochs: tuple[Epoch, ...]
@@ -85,8 +109,7 @@ class History:
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values, one mapping per epoch; `from_json` reads them back."""
         return [
-            {"number": e.number, "train_loss": e.train_loss, "valid": e.valid, "seconds": e.seconds}
-            for e in self.epochs
+            asdict(e) for e in self.epochs
         ]
 
     @classmethod
@@ -131,8 +154,9 @@ def fit(
 def _run(model: Trainable, number: int) -> Epoch:
     start = time.perf_counter()
     loss = _finite(model.epoch(number), number, "training loss") if number else None
+    trained = time.perf_counter()
     valid = _finite(model.validate(), number, "validation value")
-    return Epoch(number, loss, valid, time.perf_counter() - start)
+    return Epoch(number, loss, valid, trained - start, time.perf_counter() - trained)
 
 
 def _finite(value: float, number: int, what: str) -> float:

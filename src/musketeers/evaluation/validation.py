@@ -1,0 +1,46 @@
+"""What early stopping looks at: NDCG@10 of validation items over a fixed sample of users."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from musketeers.data.domains import Split
+from musketeers.errors import DataError
+from musketeers.evaluation.evaluate import validation_ndcg
+from musketeers.protocols import Scorer
+from musketeers.seeding import Seed
+
+MOST_USERS = 10_000
+"""Users looked at after each epoch; their mean then has a standard error near 0.003."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Validation:
+    """One domain's validation, the same users at every epoch and in every stage."""
+
+    split: Split
+    users: Int64[np.ndarray, " user"]
+    n_threads: int
+
+    @classmethod
+    def of(cls, split: Split, seed: Seed, *, n_threads: int) -> "Validation":
+        """At most `MOST_USERS` users with both training and validation items.
+
+        Raises `DataError` if there is none.
+        """
+        users = np.flatnonzero(split.train.known_users() & split.valid.known_users())
+        if not len(users):
+            raise DataError(
+                "no user has both a training and a validation item, so nothing can tell when to "
+                "stop; raise split.valid, or keep only users with more items (data.min_user)"
+            )
+        if len(users) > MOST_USERS:
+            users = np.sort(seed.numpy().choice(users, MOST_USERS, replace=False))
+        return cls(split, users, n_threads)
+
+    def ndcg(self, scorer: Scorer) -> float:
+        """Mean NDCG@10 with the training items skipped, in 0..1."""
+        return validation_ndcg(
+            scorer, self.split.valid, self.split.train, users=self.users, n_threads=self.n_threads
+        )

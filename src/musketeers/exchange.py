@@ -1,0 +1,64 @@
+"""All that leaves a domain: its users' embeddings, and whether each user was known."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from musketeers.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UserEmbeddings:
+    """One row per user, one slice per domain.  Holds no items and no interactions.
+
+    Each domain's vectors are divided by their mean length over the users it knows (`lengths`),
+    so that no domain speaks louder than another.  Users a domain does not know have zeros there.
+    """
+
+    domains: tuple[str, ...]
+    values: Float32[np.ndarray, "user domain dim"]
+    known: Bool[np.ndarray, "user domain"]
+    lengths: Float32[np.ndarray, " domain"]
+
+    @classmethod
+    def collect(
+        cls,
+        tables: Mapping[str, Float32[np.ndarray, "user dim"]],
+        known: Mapping[str, Bool[np.ndarray, " user"]],
+    ) -> "UserEmbeddings":
+        """Stack the domains' tables, in their order.
+
+        Raises `DataError` if the tables differ in shape.  A domain that knows nobody, or whose
+        vectors are all zero, has length 1.
+        """
+        shapes = {name: table.shape for name, table in tables.items()}
+        if len(set(shapes.values())) != 1:
+            raise DataError(f"domains disagree on the shape (users, dim): {shapes}")
+        present = np.stack([known[name] for name in tables], axis=1)
+        values = np.stack(list(tables.values()), axis=1) * present[:, :, None]
+        sums = np.linalg.norm(values, axis=2).sum(axis=0, dtype=np.float64)
+        means = sums / np.maximum(present.sum(axis=0), 1)
+        lengths = np.where(means > 0, means, 1).astype(np.float32)
+        values /= lengths[:, None]
+        return cls(tuple(tables), values, present, lengths)
+
+    def index(self, domain: str) -> int:
+        """The slice of `domain`; `DataError` if there is none."""
+        if domain not in self.domains:
+            raise DataError(f"{domain!r} is not one of {', '.join(self.domains)}")
+        return self.domains.index(domain)
+
+    def without(self, target: str) -> "UserEmbeddings":
+        """The other domains, as sources for `target`."""
+        keep = [i for i in range(len(self.domains)) if i != self.index(target)]
+        names = tuple(self.domains[i] for i in keep)
+        return UserEmbeddings(
+            names, self.values[:, keep], self.known[:, keep], self.lengths[keep]
+        )
+
+    def hidden(self) -> "UserEmbeddings":
+        """The same domains, but knowing nobody: what a control without transfer is given."""
+        nobody = np.zeros_like(self.known)
+        return UserEmbeddings(self.domains, np.zeros_like(self.values), nobody, self.lengths)

@@ -1,0 +1,83 @@
+"""The item table while several threads train it at once, deterministically.
+
+Threads that write one table at the same time (Hogwild) never give the same result twice.  Here
+each thread, a lane, has its own users and its own copy of the table for a block of users; at the
+block's end the lanes' changes are added in a fixed order.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from musketeers.parallel import each
+from musketeers.pretrain import kernels
+
+Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], float]
+"""(users of this lane, items, item_squares, touched) -> summed loss."""
+
+
+class ItemLanes:
+    """Item vectors, their Adagrad sums, and one private copy of both per lane.
+
+    With one lane there is no copy and no merge.
+    """
+
+    def __init__(
+        self,
+        items: Float32[np.ndarray, "item dim"],
+        squares: Float32[np.ndarray, " item"],
+        *,
+        n_lanes: int,
+    ) -> None:
+        self.items, self.squares = items, squares
+        copies = n_lanes if n_lanes > 1 else 0
+        self._items = np.repeat(items[None], copies, axis=0)
+        self._squares = np.repeat(squares[None], copies, axis=0)
+        self._touched = np.zeros((n_lanes, len(items)), np.bool_)
+
+    @property
+    def n_lanes(self) -> int:
+        """Threads that work at the same time."""
+        return len(self._touched)
+
+    def run(self, costs: Int64[np.ndarray, " user"], job: Job) -> float:
+        """Give every lane its part of a block and merge; the summed loss.
+
+        `costs` are the interactions of the block's users; the parts are neighbours of about
+        equal cost.
+        """
+        parts = even_parts(costs, self.n_lanes)
+        if self.n_lanes == 1:
+            return job(parts[0], self.items, self.squares, self._touched[0])
+        losses = np.zeros(self.n_lanes)
+
+        def lane(number: int) -> None:
+            mine = self._items[number], self._squares[number], self._touched[number]
+            losses[number] = job(parts[number], *mine)
+
+        each(lane, self.n_lanes)
+        each(self._merge, self.n_lanes)
+        return float(losses.sum())
+
+    def restore(
+        self, items: Float32[np.ndarray, "item dim"], squares: Float32[np.ndarray, " item"]
+    ) -> None:
+        """Take over saved values."""
+        self.items[:], self.squares[:] = items, squares
+        self._items[:], self._squares[:] = items, squares
+
+    def _merge(self, number: int) -> None:
+        start, stop = (len(self.items) * n // self.n_lanes for n in (number, number + 1))
+        kernels.merge_rows(
+            start, stop, self.items, self.squares, self._items, self._squares, self._touched
+        )
+
+
+def even_parts(costs: Int64[np.ndarray, " user"], n_parts: int) -> list[slice]:
+    """Neighbouring slices over all users, each of about the same summed cost; some may be empty."""
+    ends = np.cumsum(costs)
+    total = ends[-1] if len(ends) else 0
+    cuts = np.searchsorted(ends, total * np.arange(1, n_parts) / n_parts, side="left") + 1
+    edges = [0, *np.minimum(cuts, len(costs)).tolist(), len(costs)]
+    return [slice(a, max(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
