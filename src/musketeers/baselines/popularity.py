@@ -1,0 +1,25 @@
+"""Rank items by how many users touched them: the floor every model must beat."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from musketeers.data.interactions import Interactions
+from musketeers.ranking import Factors
+
+
+def popularity(train: Interactions) -> Factors:
+    """The same ranking for everyone: an item's score is its number of training users."""
+    return ranked_by(train.item_counts(), n_users=train.n_users)
+
+
+def ranked_by(counts: Int64[np.ndarray, " item"], *, n_users: int) -> Factors:
+    """Every user 1, every item its count.
+
+    Float32 holds counts up to 2**24 exactly.  Where one is larger, a second dimension holds what
+    rounding took from the first; exact scores add the two, so no order is lost.
+    """
+    rounded = counts.astype(np.float32)
+    rest = (counts - rounded.astype(np.int64)).astype(np.float32)
+    columns = [rounded, rest] if rest.any() else [rounded]
+    users = np.ones((n_users, len(columns)), dtype=np.float32)
+    return Factors(users, np.stack(columns, axis=1))
