@@ -55,7 +55,7 @@ class Job(Protocol):
         """The place for the progress of one part of the job; None keeps none."""
         ...
 
-    def on_epoch(self, epoch: "Epoch") -> None:
+    def on_epoch(self, epoch: "Epoch", /) -> None:
         """Called after every epoch."""
         ...
 
@@ -63,10 +63,10 @@ class Job(Protocol):
 class Unwatched:
     """A `Job` that keeps nothing and tells nobody."""
 
-    def checkpoint(self, part: str) -> None:  # noqa: ARG002
+    def checkpoint(self, part: str) -> None:
         """See `Job.checkpoint`."""
 
-    def on_epoch(self, epoch: "Epoch") -> None:
+    def on_epoch(self, epoch: "Epoch", /) -> None:
         """See `Job.on_epoch`."""
 
 
@@ -90,8 +90,9 @@ class Epoch:
 class History:
     """Every epoch of a fit, in order; at least epoch 0 once `fit` returns.
 
-    >>> History((Epoch(0, None, 0.1, 0, 0.1), Epoch(1, 0.7, 0.3, 2, 0.1), Epoch(2, 0.6, 0.3, 2, 0.1))).best
-    Epoch(number=1, train_loss=0.7, valid=0.3, seconds=2, valid_seconds=0.1)
+    >>> start, better, equal = (Epoch(n, None, v, 2, 0.1) for n, v in enumerate((0.1, 0.3, 0.3)))
+    >>> History((start, better, equal)).best
+    Epoch(number=1, train_loss=None, valid=0.3, seconds=2, valid_seconds=0.1)
     """
 
     epochs: tuple[Epoch, ...]
@@ -108,9 +109,7 @@ class History:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values, one mapping per epoch; `from_json` reads them back."""
-        return [
-            asdict(e) for e in self.epochs
-        ]
+        return [asdict(e) for e in self.epochs]
 
     @classmethod
     def from_json(cls, epochs: list[dict[str, Any]]) -> "History":

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from musketeers import modules
 from musketeers.art.model import AttentionTransfer
-from musketeers.config import ArtConfig, PretrainConfig
+from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
@@ -39,8 +39,7 @@ def transfer(
     alone: Pretrained,
     shared: UserEmbeddings,
     aligned: Float32[np.ndarray, "user dim"],
-    config: ArtConfig,
-    pretrain: PretrainConfig,
+    config: RunConfig,
     seed: Seed,
     job: Job,
     *,
@@ -49,16 +48,14 @@ def transfer(
     """The target's best model by validation NDCG@10, its start (the domain alone) included.
 
     Every user embedding is fixed (Algorithm 1 of the paper); the network learns, and the
-    target's items go on learning unless `config.items` is fixed.  Given
+    target's items go on learning unless `config.art.items` is fixed.  Given
     ``shared.hidden()`` this is the items control: the same training without any transfer.
     """
-    training = _Transfer(
-        target, split, alone, shared, aligned, config, pretrain, seed, n_threads=n_threads
-    )
+    training = _Transfer(target, split, alone, shared, aligned, config, seed, n_threads=n_threads)
     history = fit(
         training,
-        max_epochs=config.max_epochs,
-        patience=config.patience,
+        max_epochs=config.art.max_epochs,
+        patience=config.art.patience,
         checkpoint=job.checkpoint("art"),
         on_epoch=job.on_epoch,
     )
@@ -77,13 +74,12 @@ class _Transfer:
         alone: Pretrained,
         shared: UserEmbeddings,
         aligned: Float32[np.ndarray, "user dim"],
-        config: ArtConfig,
-        pretrain: PretrainConfig,
+        config: RunConfig,
         seed: Seed,
         *,
         n_threads: int,
     ) -> None:
-        self._train, self._config, self._pretrain, self._seed = split.train, config, pretrain, seed
+        self._train, self._config, self._seed = split.train, config.art, seed
         # the same users as in stage 1 are looked at, whatever this stage's seed
         self._validation = Validation.of(split, seed.child("validation"), n_threads=n_threads)
         self._trained = np.flatnonzero(split.train.known_users())
@@ -98,13 +94,14 @@ class _Transfer:
         self._known = torch.from_numpy(sources.known)
         self._aligned = torch.from_numpy(aligned)
         self._regularization = alone.regularization
-        self._rate = np.float32(pretrain.learning_rate if config.items == "tuned" else 0)
+        self._rate = np.float32(config.pretrain.learning_rate if config.art.items == "tuned" else 0)
+        self._candidates = config.pretrain.candidates
         init = Generator().manual_seed(seed.child("init").integer())
         self.model = AttentionTransfer(
-            len(sources.domains), aligned.shape[1], dropout=config.dropout, generator=init
+            len(sources.domains), aligned.shape[1], dropout=config.art.dropout, generator=init
         )
         self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=0
+            self.model.parameters(), lr=config.art.learning_rate, weight_decay=0
         )
         self.lanes = ItemLanes(
             alone.factors.items.copy(), alone.item_squares.copy(), n_lanes=n_threads
@@ -170,7 +167,9 @@ class _Transfer:
         )  # fmt: skip
         return self._length * added
 
-    def _step(self, users: Int[np.ndarray, " batch"], generator: Generator, key: np.uint64) -> float:
+    def _step(
+        self, users: Int[np.ndarray, " batch"], generator: Generator, key: np.uint64
+    ) -> float:
         """One pass over all items of a batch of users, one step of the network; the summed loss.
 
         The transferred vector depends on the user alone, so one forward and one backward
@@ -185,13 +184,11 @@ class _Transfer:
         vectors = (own + added.detach()).numpy()
         gradients = np.empty_like(vectors)
 
-        def job(
-            part: slice, items: np.ndarray, squares: np.ndarray, touched: np.ndarray
-        ) -> float:
+        def job(part: slice, items: np.ndarray, squares: np.ndarray, touched: np.ndarray) -> float:
             return kernels.train_items(
                 users[part], vectors[part], gradients[part],
                 self._train.indptr, self._train.items, items, squares, touched,
-                self._rate, np.float32(self._regularization), self._pretrain.candidates, key,
+                self._rate, np.float32(self._regularization), self._candidates, key,
             )  # fmt: skip
 
         loss = self.lanes.run(self._counts[users], job)

@@ -6,6 +6,7 @@ block's end the lanes' changes are added in a fixed order.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -80,4 +81,4 @@ def even_parts(costs: Int64[np.ndarray, " user"], n_parts: int) -> list[slice]:
     total = ends[-1] if len(ends) else 0
     cuts = np.searchsorted(ends, total * np.arange(1, n_parts) / n_parts, side="left") + 1
     edges = [0, *np.minimum(cuts, len(costs)).tolist(), len(costs)]
-    return [slice(a, max(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, max(a, b)) for a, b in pairwise(edges)]

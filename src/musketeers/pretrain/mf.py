@@ -80,7 +80,14 @@ class _Factorization:
     """The `Trainable` of stage 1."""
 
     def __init__(
-        self, split: Split, config: PretrainConfig, seed: Seed, *, dim: int, strength: float, n_threads: int
+        self,
+        split: Split,
+        config: PretrainConfig,
+        seed: Seed,
+        *,
+        dim: int,
+        strength: float,
+        n_threads: int,
     ) -> None:
         train = split.train
         self._train, self._config, self._seed = train, config, seed

@@ -1,0 +1,65 @@
+"""CAT-ART from end to end.  Read this file first: it is the method's table of contents."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from musketeers.art.train import Transferred, transfer
+from musketeers.cat.train import Aligned, align
+from musketeers.config import RunConfig
+from musketeers.data.domains import Split
+from musketeers.exchange import UserEmbeddings
+from musketeers.pretrain.mf import Pretrained, pretrain
+from musketeers.seeding import Seed
+from musketeers.training import Job
+
+Jobs = Callable[[str, str | None], Job]
+"""(stage, domain) -> where that job keeps its progress; the domain is None for all together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Models:
+    """What the three stages made, by domain."""
+
+    alone: Mapping[str, Pretrained]
+    aligned: Aligned
+    transferred: Mapping[str, Transferred]
+
+
+def cat_art(
+    splits: Mapping[str, Split], config: RunConfig, jobs: Jobs, *, n_threads: int
+) -> Models:
+    """Every domain's model before and after it learned from the others."""
+    # 1. Pretrain: every domain learns alone.
+    alone = smf(splits, config, jobs, n_threads=n_threads)
+
+    # 2. Exchange: the users' embeddings leave the domains, and nothing else does.
+    known = {name: split.train.known_users() for name, split in splits.items()}
+    shared = UserEmbeddings.collect({name: alone[name].factors.users for name in splits}, known)
+
+    # 3. Align, one for all: CAT finds what of a user is the same everywhere.
+    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), jobs("cat", None))
+
+    # 4. Transfer, all for one: ART lets each domain take from the others what helps it.
+    seed = Seed(config.seed)
+    transferred = {
+        name: transfer(
+            name, splits[name], alone[name], shared, aligned.users, config,
+            seed.child("art", name), jobs("art", name), n_threads=n_threads,
+        )
+        for name in splits
+    }  # fmt: skip
+    return Models(alone, aligned, transferred)
+
+
+def smf(
+    splits: Mapping[str, Split], config: RunConfig, jobs: Jobs, *, n_threads: int
+) -> dict[str, Pretrained]:
+    """Every domain's model by itself; all there is to do for one domain."""
+    seed = Seed(config.seed)
+    return {
+        name: pretrain(
+            split, config.pretrain, seed.child("pretrain", name), jobs("pretrain", name),
+            dim=config.dim, n_threads=n_threads,
+        )
+        for name, split in splits.items()
+    }  # fmt: skip

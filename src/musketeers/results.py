@@ -1,0 +1,49 @@
+"""What a finished run found, as its report shows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musketeers.config import RunConfig
+from musketeers.data.domains import Split
+from musketeers.data.overlap import OverlapReport
+from musketeers.evaluation.compare import Cell, Difference, compare
+from musketeers.evaluation.evaluate import PerUser
+from musketeers.recommender import Recommender
+from musketeers.training import History
+
+Metrics = Mapping[str, Mapping[str, PerUser]]
+"""Model name -> domain -> the metrics of every test user."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learning:
+    """How the models came to be."""
+
+    regularization: Mapping[str, float]
+    """Stage 1, by domain: the strength that validation chose."""
+    histories: Mapping[str, Mapping[str, tuple[History, ...]]]
+    """Stage (``pretrain``, ``cat``, ``art``) -> domain (``all`` for cat) -> its fits in order."""
+    attention: Mapping[str, Mapping[str, float]]
+    """Target -> source -> mean attention weight; empty where nothing was transferred."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunResult:
+    """A finished run."""
+
+    path: Path
+    config: RunConfig
+    manifest: Mapping[str, Any]
+    overlap: OverlapReport
+    splits: Mapping[str, Split]
+    metrics: Metrics
+    learning: Learning
+    recommender: Recommender
+
+    def differences(self) -> dict[Cell, Difference]:
+        """CAT-ART against each domain alone (SMF); empty if the run does not have both."""
+        if not {"cat_art", "smf"} <= set(self.metrics):
+            return {}
+        return compare(self.metrics["cat_art"], self.metrics["smf"])
