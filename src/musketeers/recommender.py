@@ -1,0 +1,356 @@
+"""The fitted whole: recommends in every domain, whatever trained it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from jaxtyping import Bool, Int8, Int64
+
+from musketeers import artifacts
+from musketeers.artifacts import Artifact
+from musketeers.baselines.popularity import popularity
+from musketeers.config import check_domain_name
+from musketeers.data.columns import checked_ids, kind
+from musketeers.data.domains import Domain
+from musketeers.data.interactions import Interactions
+from musketeers.data.vocabulary import Vocabulary
+from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
+from musketeers.parallel import available_threads
+from musketeers.ranking import Factors, Ranking, top_k
+
+KIND = "recommender"
+"""What `artifacts` calls a saved recommender."""
+
+STRATEGIES = ("personalised", "cross_domain", "popular")
+"""From the user's own history in the domain; from other domains alone; the same for everyone."""
+
+_PERSONALISED, _CROSS_DOMAIN, _POPULAR = range(len(STRATEGIES))
+_USERS_FILE = "users.parquet"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DomainModel:
+    """What one domain needs to answer; a user has the same row number in every domain."""
+
+    items: Vocabulary
+    factors: Factors
+    """One vector per user of the vocabulary, those this domain never saw included."""
+    seen: Interactions
+    """All that the domain knows of each user, held-out pairs included."""
+    popularity: Factors
+    known: Bool[np.ndarray, " user"]
+    """Whether the user has interactions in this domain's training data."""
+
+    @classmethod
+    def of(cls, domain: Domain, factors: Factors, *, train: Interactions) -> "DomainModel":
+        """The model `factors`, trained on `train`, of `domain`; `Recommender.of` checks it."""
+        pairs = domain.pairs
+        return cls(domain.items, factors, pairs, popularity(pairs), train.known_users())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recommender:
+    """One fitted model for each domain, over one vocabulary of users; safe to use from threads."""
+
+    users: Vocabulary
+    domains: Mapping[str, DomainModel]
+    about: Mapping[str, Any]
+    """Where it comes from, as plain JSON: the model in each domain, versions, seed."""
+
+    @classmethod
+    def of(
+        cls, users: Vocabulary, domains: Mapping[str, DomainModel], about: Mapping[str, Any]
+    ) -> "Recommender":
+        """The parts, without copies.
+
+        Raises `DataError` for a name that `config.check_domain_name` refuses, for no domain or
+        no user, and for parts that disagree on the number of users, items or dimensions.
+        """
+        if fault := _fault(users, domains):
+            raise DataError(f"{fault}; take all parts from one reading of the data")
+        return cls(users, dict(domains), dict(about))
+
+    def recommend(
+        self,
+        domain: str,
+        user_ids: object,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        n_threads: int | None = None,
+    ) -> pl.DataFrame:
+        """The best `k` items of `domain` for each user, one row per item, users as asked.
+
+        `user_ids` is a list or any kind of column, also for one user; a repeated id is answered
+        each time.  Columns: `user_id` (type as asked, categories as text), `rank` (from 1),
+        `item_id` (type as fitted), `score` and `strategy`:
+
+        * ``personalised``: the user has a history in this domain's training data;
+        * ``cross_domain``: only in that of others, from which the user's vector comes;
+        * ``popular``: in none; items by their number of users, which is the score.
+
+        Scores of different strategies or domains do not compare.  With `exclude_seen`, whatever
+        the domain knows a user to have is left out, so a user may get fewer than `k` rows, even
+        none.  Results do not depend on `n_threads` (None: all processors).
+
+        Raises `UnknownNameError` for an unknown domain, `ConfigError` for a `k` or `n_threads`
+        that is no integer of at least 1, and `DataError` for a single id, missing ids, and ids
+        of a type that no user of this model can have.
+        """
+        model = self._model(domain)
+        k = min(_count("k", k), max(len(model.items), 1))
+        threads = available_threads() if n_threads is None else _count("n_threads", n_threads)
+        ids = _asked(user_ids, self.users)
+        rows = self.users.rows(ids)
+        strategies = self._strategies(model, rows)
+        seen = model.seen if exclude_seen else None
+        ranking = _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads)
+        return _frame(ids, model.items, ranking, strategies)
+
+    def save(self, path: Path | str) -> None:
+        """Write everything to the new folder `path`; `load` gives it back bit by bit.
+
+        Raises `ArtifactError` if `path` holds something already, if the disk refuses, or if
+        `about` is not plain JSON.
+        """
+        tensors: dict[str, np.ndarray] = {}
+        files = {_USERS_FILE: self.users.to_bytes()}
+        for name, model in self.domains.items():
+            tensors |= {_tensor_name(name, part): array for part, array in _arrays(model).items()}
+            files[_items_file(name)] = model.items.to_bytes()
+        about = {"domains": list(self.domains), "about": dict(self.about)}
+        artifacts.save(Path(path), KIND, tensors, about, files=files)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Recommender":
+        """What `save` wrote.  Raises `ArtifactError` for anything missing, damaged or foreign."""
+        folder = Path(path)
+        found = artifacts.load(folder, KIND)
+        names, about = _described(folder, found)
+        _check_parts(folder, found, names)
+        users = _vocabulary(folder, found, _USERS_FILE)
+        domains = {name: _domain_model(folder, found, name) for name in names}
+        if fault := _fault(users, domains):
+            raise _damaged(folder, fault)
+        return cls(users, domains, about)
+
+    def _model(self, domain: object) -> DomainModel:
+        if isinstance(domain, str) and domain in self.domains:
+            return self.domains[domain]
+        near = get_close_matches(str(domain), self.domains, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "name one of those"
+        known = ", ".join(map(repr, self.domains))
+        raise UnknownNameError(f"domain {domain!r} is not among {known}; {remedy}")
+
+    def _strategies(
+        self, model: DomainModel, rows: Int64[np.ndarray, " asked"]
+    ) -> Int8[np.ndarray, " asked"]:
+        """Each user's place in `STRATEGIES`."""
+        fitted = rows >= 0
+        anywhere = np.zeros(len(rows), dtype=np.bool_)
+        for other in self.domains.values():
+            anywhere |= other.known[rows] & fitted
+        here = model.known[rows] & fitted
+        return np.select([here, anywhere], [_PERSONALISED, _CROSS_DOMAIN], _POPULAR).astype(np.int8)
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"{name} is {value!r}, no integer; give one of at least 1")
+    if value < 1:
+        raise ConfigError(f"{name} is {value}; give at least 1")
+    return int(value)
+
+
+def _asked(user_ids: object, users: Vocabulary) -> pl.Series:
+    """The ids as one column of a kind that could be found among `users`."""
+    try:
+        if user_ids is None or isinstance(user_ids, str | bytes):
+            raise TypeError
+        ids = pl.Series(values=user_ids)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError, pa.ArrowException, pl.exceptions.PolarsError):
+        raise DataError(
+            f"user_ids is of type {type(user_ids).__name__}, no column of ids of one type; give "
+            "a list or array, also for a single user"
+        ) from None
+    if ids.is_empty() and (ids.dtype == pl.Null or ids.dtype.is_float()):
+        return users.values.clear()  # an empty list or array says nothing about its type
+    ids = checked_ids(ids, "user_ids")
+    asked, fitted = kind(ids), kind(users.values)
+    # text and bytes may stand for ids of any kind, and these for them
+    if asked != fitted and not {asked, fitted} & {"text", "bytes"}:
+        raise DataError(f"user_ids are {asked}, those of this model {fitted}; convert them")
+    return ids
+
+
+def _ranked(
+    model: DomainModel,
+    rows: Int64[np.ndarray, " asked"],
+    strategies: Int8[np.ndarray, " asked"],
+    *,
+    k: int,
+    seen: Interactions | None,
+    n_threads: int,
+) -> Ranking:
+    fitted, popular = rows >= 0, strategies == _POPULAR
+    items = np.full((len(rows), k), -1, dtype=np.int32)
+    scores = np.full((len(rows), k), np.nan)
+    for scorer, chosen in ((model.factors, ~popular), (model.popularity, popular & fitted)):
+        if chosen.any():
+            part = top_k(scorer, rows[chosen], k=k, seen=seen, n_threads=n_threads)
+            items[chosen], scores[chosen] = part.items, part.scores
+    if not fitted.all():
+        # whoever is not in the vocabulary has seen nothing: one list serves them all
+        nobody = np.zeros(1, dtype=np.int64)
+        part = top_k(model.popularity, nobody, k=k, seen=None, n_threads=1)
+        items[~fitted], scores[~fitted] = part.items, part.scores
+    return Ranking(items, scores)
+
+
+def _frame(
+    ids: pl.Series, items: Vocabulary, ranking: Ranking, strategies: Int8[np.ndarray, " asked"]
+) -> pl.DataFrame:
+    user, place = np.nonzero(ranking.items >= 0)
+    names = pl.Series(STRATEGIES, dtype=pl.Enum(STRATEGIES))
+    return pl.DataFrame(
+        {
+            "user_id": ids.gather(user),
+            "rank": (place + 1).astype(np.int32),
+            "item_id": items.ids(ranking.items[user, place]),
+            "score": ranking.scores[user, place],
+            "strategy": names.gather(strategies[user]),
+        }
+    )
+
+
+def _fault(users: Vocabulary, domains: Mapping[str, DomainModel]) -> str | None:
+    """What makes the parts no whole."""
+    if not domains or not len(users):
+        return f"there are {len(domains)} domains and {len(users)} users, one of each is needed"
+    for name, model in domains.items():
+        try:
+            check_domain_name(name)
+        except ValueError as error:
+            return str(error)
+        if fault := _disagreement(model, n_users=len(users)):
+            return f"domain {name}: {fault}"
+    return None
+
+
+def _disagreement(model: DomainModel, *, n_users: int) -> str | None:
+    if fault := _layout_fault(_arrays(model)):
+        return fault
+    factors, seen, n_items = model.factors, model.seen, len(model.items)
+    sizes = (
+        (f"{n_users} users", n_users, "user vectors", len(factors.users)),
+        (f"{n_users} users", n_users, "rows of seen items", seen.n_users),
+        (f"{n_users} users", n_users, "marks of known users", len(model.known)),
+        (f"{n_items} items", n_items, "item vectors", len(factors.items)),
+        (f"{n_items} items", n_items, "items that users may have seen", seen.n_items),
+    )
+    for whole, wanted, part, found in sizes:
+        if found != wanted:
+            return f"{found} {part} for {whole}"
+    return None
+
+
+_LAYOUT: Mapping[str, tuple[type[np.generic], int]] = {
+    "users": (np.float32, 2),
+    "items": (np.float32, 2),
+    "seen_indptr": (np.int64, 1),
+    "seen_items": (np.int32, 1),
+    "known": (np.bool_, 1),
+}
+"""Each domain's tensors: type and number of axes.  Popularity is counted anew from `seen`."""
+
+
+def _arrays(model: DomainModel) -> dict[str, np.ndarray]:
+    factors, seen = model.factors, model.seen
+    parts = factors.users, factors.items, seen.indptr, seen.items, model.known
+    return dict(zip(_LAYOUT, parts, strict=True))
+
+
+def _layout_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
+    for part, (dtype, ndim) in _LAYOUT.items():
+        found = arrays[part]
+        if found.dtype != dtype or found.ndim != ndim:
+            wanted = f"{np.dtype(dtype)} with {ndim} axes"
+            return f"{part!r} is {found.dtype} with {found.ndim} axes, not {wanted}"
+    user_dim, item_dim = arrays["users"].shape[1], arrays["items"].shape[1]
+    if user_dim != item_dim:
+        return f"user vectors have {user_dim} dimensions, item vectors {item_dim}"
+    return None
+
+
+def _tensor_name(domain: str, part: str) -> str:
+    return f"{domain}/{part}"
+
+
+def _items_file(domain: str) -> str:
+    return f"items-{domain}.parquet"
+
+
+def _described(folder: Path, found: Artifact) -> tuple[list[str], dict[str, Any]]:
+    names, about = found.about.get("domains"), found.about.get("about")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged(folder, "'domains' is no list of names")
+    if len(set(names)) < len(names):
+        raise _damaged(folder, "'domains' repeats a name")
+    if not isinstance(about, dict):
+        raise _damaged(folder, "'about' is no mapping")
+    return names, about
+
+
+def _check_parts(folder: Path, found: Artifact, names: list[str]) -> None:
+    tensors = {_tensor_name(name, part) for name in names for part in _LAYOUT}
+    files = {_USERS_FILE, *(_items_file(name) for name in names)}
+    if wrong := (tensors ^ set(found.tensors)) | (files ^ set(found.files)):
+        raise _damaged(folder, f"{min(wrong)!r} is missing, or belongs to no domain")
+
+
+def _domain_model(folder: Path, found: Artifact, name: str) -> DomainModel:
+    tensors = {part: found.tensors[_tensor_name(name, part)] for part in _LAYOUT}
+    if fault := _layout_fault(tensors):
+        raise _damaged(folder, f"domain {name}: {fault}")
+    items = _vocabulary(folder, found, _items_file(name))
+    indptr, seen = tensors["seen_indptr"], tensors["seen_items"]
+    if fault := _csr_fault(indptr, seen, n_items=len(items)):
+        raise _damaged(folder, f"domain {name}: seen items {fault}")
+    pairs = Interactions.from_csr(indptr, seen, n_items=len(items))
+    factors = Factors(tensors["users"], tensors["items"])
+    return DomainModel(items, factors, pairs, popularity(pairs), tensors["known"])
+
+
+def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:
+    try:
+        return Vocabulary.from_bytes(found.files[name])
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / name}: {error}") from None
+
+
+def _csr_fault(indptr: np.ndarray, items: np.ndarray, *, n_items: int) -> str | None:
+    """Which rule of `Interactions` the arrays break."""
+    # compared, not subtracted: a damaged difference could overflow
+    rises = len(indptr) > 0 and not (indptr[1:] < indptr[:-1]).any()
+    if not rises or indptr[0] != 0 or indptr[-1] != len(items):
+        return f"are {len(items)} pairs that the ends of the rows do not divide"
+    if not len(items):
+        return None
+    if not 0 <= items.min() <= items.max() < n_items:
+        return f"span rows {items.min()}..{items.max()}, outside 0..{n_items - 1}"
+    # where items fall, a new user must begin; there are fewer such places than users
+    falls = np.flatnonzero(items[1:] <= items[:-1]) + 1
+    inside = indptr[np.searchsorted(indptr, falls)] != falls
+    if inside.any():
+        row = int(np.searchsorted(indptr, falls[inside][0], side="right")) - 1
+        return f"of user row {row} do not ascend"
+    return None
+
+
+def _damaged(folder: Path, fault: str) -> ArtifactError:
+    return ArtifactError(f"{folder}: {fault}; save the model again")
