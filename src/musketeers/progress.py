@@ -1,0 +1,148 @@
+"""What a fit tells while it runs: a live line per stage on stderr, one summary line after it.
+
+Where stderr is no terminal only the summaries appear, one plain line each.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from musketeers.report.words import duration
+from musketeers.training import Epoch
+
+_LOSS_STAGES = ("cat",)
+"""Their validation value is minus a loss; the others' is NDCG@10."""
+
+
+@contextmanager
+def watching(console: Console | None = None) -> Generator["Plain | Live"]:
+    """A `Watch` for `runs.fit_run` that writes to `console`, by default stderr."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield Plain(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as live:
+        yield Live(live)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """One line per finished stage, without control codes."""
+
+    console: Console
+
+    @contextmanager
+    def stage(
+        self, stage: str, domain: str | None, *, samples: int, max_epochs: int
+    ) -> Generator[Callable[[Epoch], None]]:
+        """See `runs.Watch.stage`."""
+        tally = Tally(stage, domain, samples, max_epochs)
+        yield tally.add
+        self.say(tally.summary())
+
+    def say(self, line: str) -> None:
+        """See `runs.Watch.say`."""
+        _print(self.console, line)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A line per running stage, renewed after every epoch, and the summaries above them."""
+
+    progress: Progress
+
+    @contextmanager
+    def stage(
+        self, stage: str, domain: str | None, *, samples: int, max_epochs: int
+    ) -> Generator[Callable[[Epoch], None]]:
+        """See `runs.Watch.stage`."""
+        tally = Tally(stage, domain, samples, max_epochs)
+        task = self.progress.add_task(tally.running(), total=None, left="")
+
+        def on_epoch(epoch: Epoch) -> None:
+            tally.add(epoch)
+            self.progress.update(task, description=tally.running(), left=tally.left())
+
+        try:
+            yield on_epoch
+        finally:
+            self.progress.remove_task(task)
+        self.say(tally.summary())
+
+    def say(self, line: str) -> None:
+        """See `runs.Watch.say`."""
+        _print(self.progress.console, line)
+
+
+@dataclass(slots=True)
+class Tally:
+    """The epochs of one stage so far, in words."""
+
+    stage: str
+    domain: str | None
+    samples: int
+    """Training samples in an epoch."""
+    max_epochs: int
+    epochs: list[Epoch] = field(default_factory=list[Epoch])
+    start: float = field(default_factory=time.perf_counter)
+
+    def add(self, epoch: Epoch) -> None:
+        """Count one more; a number of 0 again begins the stage's next strength."""
+        self.epochs.append(epoch)
+
+    def running(self) -> str:
+        """What stands on the live line; at most 55 characters with usual names."""
+        if not self.epochs:
+            return f"{self._name()}  starting"
+        return (
+            f"{self._name()}  epoch {self.epochs[-1].number} of at most {self.max_epochs}  "
+            f"{self._best()}  {self._rate()}"
+        )
+
+    def left(self) -> str:
+        """The time that all epochs still allowed would take."""
+        if not (trained := self._trained()):
+            return ""
+        mean = sum(e.seconds + e.valid_seconds for e in trained) / len(trained)
+        return f"< {duration(mean * (self.max_epochs - self.epochs[-1].number))} left"
+
+    def summary(self) -> str:
+        """What remains of a finished stage."""
+        if not self.epochs:
+            return f"{self._name()}  was complete"
+        spent = duration(time.perf_counter() - self.start)
+        epochs = len(self._trained())
+        return f"{self._name()}  {self._best()}  {epochs} epochs, {self._rate()}, {spent}"
+
+    def _name(self) -> str:
+        return f"{self.stage:<8} {self.domain or 'all domains':<11}"
+
+    def _best(self) -> str:
+        best = max(epoch.valid for epoch in self.epochs)
+        return f"loss {-best:.4f}" if self.stage in _LOSS_STAGES else f"NDCG@10 {best:.4f}"
+
+    def _rate(self) -> str:
+        """Samples per second of training, validation apart."""
+        trained = self._trained()
+        seconds = sum(epoch.seconds for epoch in trained)
+        if not seconds:
+            return "-"
+        rate = self.samples * len(trained) / seconds
+        return f"{rate / 1e6:.1f} M/s" if rate >= 1e5 else f"{rate / 1e3:.1f} k/s"
+
+    def _trained(self) -> list[Epoch]:
+        return [epoch for epoch in self.epochs if epoch.number > 0]
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

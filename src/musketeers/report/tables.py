@@ -1,0 +1,166 @@
+"""Results for the terminal, readable from 80 columns on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import polars as pl
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from musketeers.data.overlap import OverlapReport
+from musketeers.evaluation.compare import Cell, Difference
+from musketeers.evaluation.evaluate import PerUser
+from musketeers.report.words import (
+    LEGEND,
+    headline,
+    metric_name,
+    model_name,
+    number,
+    percent,
+    printable,
+)
+
+_COLORS = {"▲": "green", "▼": "red", "": ""}
+_LABEL = 12
+"""Room for a model's name in front of six metrics within 80 columns."""
+_WIDEST_MATRIX = 6
+"""Domains side by side; more are continued below."""
+
+
+def comparison(
+    metrics: Mapping[str, Mapping[str, PerUser]], differences: Mapping[Cell, Difference]
+) -> RenderableType:
+    """Every model in every domain; below them CAT-ART's relative difference to SMF.
+
+    Users are those with a test item.  Without differences (one model alone) no headline.
+    """
+    names = _metric_names(metrics)
+    table = _table("", "users", *map(metric_name, names), gap=0)
+    table.columns[0].min_width = _LABEL
+    for domain in _domains(metrics):
+        results = {model: found[domain] for model, found in metrics.items() if domain in found}
+        n_users = max(len(result.users) for result in results.values())
+        table.add_row(_bold(domain), f"{n_users:,}")
+        for model, result in results.items():
+            means = result.means()
+            cells = [number(means[name]) for name in names]
+            table.add_row(Text(f"  {model_name(model)}"), "", *cells)
+        if found := [differences[domain, m] for m in names if (domain, m) in differences]:
+            table.add_row("  difference", "", *map(_difference, found), end_section=True)
+        table.add_section()
+    parts: list[RenderableType] = [table]
+    if differences:
+        parts += [Text(headline(differences)), Text(LEGEND, style="dim")]
+    return Group(*parts)
+
+
+def overlap(report: OverlapReport) -> RenderableType:
+    """What was read, which users the domains share, and what looks wrong."""
+    return Group(_sizes(report), _rows(report), _known_in(report), *_common(report),
+                 *map(_warning, report.warnings))  # fmt: skip
+
+
+def recommendations(frame: pl.DataFrame) -> Table:
+    """One row per recommended item; a user's rows stand together, the id on the first."""
+    columns = frame.columns
+    table = _table(*(name.replace("_", " ") for name in columns))
+    for column, dtype in zip(table.columns, frame.dtypes, strict=True):
+        column.justify = "right" if dtype.is_numeric() else "left"
+    first = True
+    for row in frame.iter_rows(named=True):
+        starts = row.get("rank", 1) == 1
+        if starts and not first:
+            table.add_section()
+        shown = {name: _cell(value) for name, value in row.items()}
+        table.add_row(*(shown[n] if starts or n != "user_id" else Text() for n in columns))
+        first = False
+    return table
+
+
+def facts(rows: Mapping[str, str]) -> Table:
+    """Names and what is known of them, one pair per row."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(printable(value)))
+    return table
+
+
+def _sizes(report: OverlapReport) -> Table:
+    table = _table("domain", "users", "items", "interactions", "per user", "density")
+    for name, found in report.domains.items():
+        table.add_row(
+            Text(name),
+            *(f"{n:,}" for n in (found.users, found.items, found.interactions)),
+            f"{found.mean_per_user:.1f}",
+            f"{found.density:.3%}",
+        )
+    return table
+
+
+def _rows(report: OverlapReport) -> Table:
+    table = _table("domain", "rows read", "repeated", "dropped by the k-core")
+    for name, found in report.domains.items():
+        counts = (found.rows_read, found.repeats, found.dropped)
+        table.add_row(Text(name), *(f"{n:,}" for n in counts))
+    return table
+
+
+def _known_in(report: OverlapReport) -> Table:
+    table = _table("users known in", "", "share")
+    total = max(sum(report.known_in), 1)
+    for n, users in enumerate(report.known_in, 1):
+        what = "1 domain" if n == 1 else f"{n} domains"
+        table.add_row(what, f"{users:,}", f"{users / total:.1%}")
+    return table
+
+
+def _common(report: OverlapReport) -> Iterator[RenderableType]:
+    """The matrix of shared users; domains have numbers, so that long names fit."""
+    names = list(report.domains)
+    for start in range(0, len(names) if len(names) > 1 else 0, _WIDEST_MATRIX):
+        shown = range(start, min(start + _WIDEST_MATRIX, len(names)))
+        table = _table("users shared with", *(str(n + 1) for n in shown))
+        for n, name in enumerate(names):
+            cells = [Text("·") if n == m else f"{report.common[n][m]:,}" for m in shown]
+            table.add_row(Text(f"{n + 1} {name}"), *cells)
+        yield table
+
+
+def _warning(line: str) -> RenderableType:
+    return Padding(Text.assemble(("warning: ", "yellow"), printable(line)), (0, 0, 0, 1))
+
+
+def _table(first: str, *others: str, gap: int = 1) -> Table:
+    """Numbers to the right of a name, ruled as lightly as possible."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _bold(text: str) -> Text:
+    return Text(text, style="bold")
+
+
+def _difference(found: Difference) -> Text:
+    shown = f"{percent(found.relative)} {found.mark}".rstrip()
+    return Text(shown, style=_COLORS[found.mark])
+
+
+def _cell(value: object) -> Text:
+    return Text(f"{value:.4f}" if isinstance(value, float) else printable(value))
+
+
+def _metric_names(metrics: Mapping[str, Mapping[str, PerUser]]) -> Sequence[str]:
+    first = next((r for found in metrics.values() for r in found.values()), None)
+    return list(first.values) if first else []
+
+
+def _domains(metrics: Mapping[str, Mapping[str, PerUser]]) -> list[str]:
+    """In the order of their first appearance."""
+    return list(dict.fromkeys(name for found in metrics.values() for name in found))

@@ -1,0 +1,113 @@
+"""How models, metrics and numbers read, the same in terminal and page."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from musketeers.evaluation.compare import Cell, Difference
+
+HEADLINE_METRIC = "ndcg@10"
+LEGEND = (
+    "▲ significantly better than SMF (the domain alone), ▼ significantly worse; "
+    "paired t-test over users, corrected for all cells (Holm), p < .05."
+)
+_MODELS = {
+    "pop": "Popularity",
+    "item_knn": "ItemKNN",
+    "ease": "EASE",
+    "ials": "iALS",
+    "light_gcn": "LightGCN",
+    "smf": "SMF",
+    "cmf": "CMF",
+    "mpf": "MPF",
+    "ga_mtcdr": "GA-MTCDR",
+    "herograph": "HeroGRAPH",
+    "herograph_l": "HeroGRAPH-L",
+    "cat_art": "CAT-ART",
+}
+_METRICS = {"precision": "Prec", "recall": "Rec", "ndcg": "NDCG"}
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def model_name(model: str) -> str:
+    """The name that the literature uses; an unknown model keeps its own."""
+    return _MODELS.get(model, model)
+
+
+def metric_name(metric: str) -> str:
+    """A column's heading.
+
+    >>> metric_name("precision@10")
+    'Prec@10'
+    """
+    name, _, k = metric.partition("@")
+    return f"{_METRICS.get(name, name)}@{k}"
+
+
+def number(value: float) -> str:
+    """Four decimals, which is where test sets of thousands of users become noise."""
+    return "n/a" if math.isnan(value) else f"{value:.4f}"
+
+
+def percent(share: float) -> str:
+    """A relative difference, always with its sign.
+
+    >>> percent(0.0312), percent(1.3), percent(math.nan)
+    ('+3.1%', '+130%', 'n/a')
+    """
+    if math.isnan(share):
+        return "n/a"
+    return f"{share:+.1%}" if abs(share) < 1 else f"{share:+.0%}"
+
+
+def duration(seconds: float) -> str:
+    """Wall time in at most two units.
+
+    >>> duration(0.04), duration(75), duration(7500)
+    ('0.0 s', '1 min 15 s', '2 h 05 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def size(n_bytes: float) -> str:
+    """Memory in the unit that leaves one to three digits before the point.
+
+    >>> size(1_234_567_890)
+    '1.2 GB'
+    """
+    power = min(int(math.log10(max(n_bytes, 1)) // 3), len(_UNITS) - 1)
+    return f"{n_bytes / 1000**power:.{1 if power else 0}f} {_UNITS[power]}"
+
+
+def printable(text: object) -> str:
+    r"""Text that cannot steer a terminal: control characters as escapes.
+
+    >>> printable("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def headline(differences: Mapping[Cell, Difference]) -> str:
+    """The result in one sentence: where CAT-ART is better or worse than each domain alone."""
+    found = {d: x for (d, metric), x in differences.items() if metric == HEADLINE_METRIC}
+    if not found:
+        return "CAT-ART and SMF were not both fitted in this run, so nothing is compared."
+    better = _named(name for name, x in found.items() if x.mark == "▲")
+    worse = _named(name for name, x in found.items() if x.mark == "▼")
+    known = [x.relative for x in found.values() if not math.isnan(x.relative)]
+    mean = percent(sum(known) / len(known)) if known else "n/a"
+    return (
+        f"By NDCG@10, CAT-ART against each domain alone (SMF): significantly better in "
+        f"{better}, significantly worse in {worse}, of {len(found)}; mean relative "
+        f"difference {mean}."
+    )
+
+
+def _named(domains: Iterable[str]) -> str:
+    names = list(domains)
+    return f"{len(names)} ({', '.join(names)})" if names else "none"
