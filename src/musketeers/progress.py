@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from musketeers.report.words import duration
+from musketeers.run_folder import RunFolder
 from musketeers.training import Epoch
 
 _LOSS_STAGES = ("cat",)
@@ -19,9 +21,16 @@ _LOSS_STAGES = ("cat",)
 
 
 @contextmanager
-def watching(console: Console | None = None) -> Generator["Plain | Live"]:
-    """A `Watch` for `runs.fit_run` that writes to `console`, by default stderr."""
+def watching(
+    out: Path, *, resume: bool, console: Console | None = None
+) -> Generator["Plain | Live"]:
+    """A `Watch` for the fit into `out` that writes to `console`, by default stderr.
+
+    Says at once if there is nothing left to resume.
+    """
     console = console or Console(stderr=True)
+    if resume and is_finished(out):
+        _print(console, f"{out}: the run is finished; nothing is trained")
     if not console.is_terminal:
         yield Plain(console)
         return
@@ -33,6 +42,11 @@ def watching(console: Console | None = None) -> Generator["Plain | Live"]:
     )
     with Progress(*columns, console=console, transient=True) as live:
         yield Live(live)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether `out` holds a whole run; False also for anything that is no run."""
+    return (out / "manifest.json").is_file() and RunFolder(out).finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +115,7 @@ class Tally:
         self.epochs.append(epoch)
 
     def running(self) -> str:
-        """What stands on the live line; at most 55 characters with usual names."""
+        """What stands on the live line; about 65 characters."""
         if not self.epochs:
             return f"{self._name()}  starting"
         return (
@@ -136,9 +150,10 @@ class Tally:
         trained = self._trained()
         seconds = sum(epoch.seconds for epoch in trained)
         if not seconds:
-            return "-"
+            return "0 samples/s"
         rate = self.samples * len(trained) / seconds
-        return f"{rate / 1e6:.1f} M/s" if rate >= 1e5 else f"{rate / 1e3:.1f} k/s"
+        shown = f"{rate / 1e6:.1f} M" if rate >= 1e5 else f"{rate / 1e3:.1f} k"
+        return f"{shown} samples/s"
 
     def _trained(self) -> list[Epoch]:
         return [epoch for epoch in self.epochs if epoch.number > 0]

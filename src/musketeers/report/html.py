@@ -110,7 +110,7 @@ def _difference(found: Difference) -> str:
 
 
 def _signed(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:+.4f}"
+    return "n/a" if math.isnan(value) else f"{value:+z.4f}"
 
 
 def _curves(learning: Learning) -> str:

@@ -1,10 +1,13 @@
 """Results for the terminal, readable from 80 columns on."""
 
+import io
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +24,20 @@ from musketeers.report.words import (
     percent,
     printable,
 )
+from musketeers.results import RunResult
 
 _COLORS = {"▲": "green", "▼": "red", "": ""}
 _LABEL = 12
 """Room for a model's name in front of six metrics within 80 columns."""
 _WIDEST_MATRIX = 6
 """Domains side by side; more are continued below."""
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to stdout; a character that its encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    Console(highlight=False).print(*parts, sep="\n")
 
 
 def comparison(
@@ -56,6 +67,25 @@ def comparison(
     return Group(*parts)
 
 
+def of_run(result: RunResult) -> RenderableType:
+    """The comparison that a run makes."""
+    return comparison(result.metrics, result.differences())
+
+
+def finished(result: RunResult) -> RenderableType:
+    """The comparison, where the rest is, and what to do next."""
+    run, domain = result.path, next(iter(result.recommender.domains))
+    rows = result.recommender.domains[domain].known.nonzero()[0][:1]
+    user = result.recommender.users.ids(rows)[0]
+    command = ["musketeers", "recommend", str(run), "--domain", domain, "--user", str(user)]
+    return Group(
+        of_run(result),
+        Text(f"Run:    {run}"),
+        Text(f"Report: {run / 'report.html'}"),
+        Text(f"Next:   {printable(shlex.join(command))}"),
+    )
+
+
 def overlap(report: OverlapReport) -> RenderableType:
     """What was read, which users the domains share, and what looks wrong."""
     return Group(_sizes(report), _rows(report), _known_in(report), *_common(report),
@@ -76,16 +106,6 @@ def recommendations(frame: pl.DataFrame) -> Table:
         shown = {name: _cell(value) for name, value in row.items()}
         table.add_row(*(shown[n] if starts or n != "user_id" else Text() for n in columns))
         first = False
-    return table
-
-
-def facts(rows: Mapping[str, str]) -> Table:
-    """Names and what is known of them, one pair per row."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(Text(name), Text(printable(value)))
     return table
 
 

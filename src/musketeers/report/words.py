@@ -51,12 +51,12 @@ def number(value: float) -> str:
 def percent(share: float) -> str:
     """A relative difference, always with its sign.
 
-    >>> percent(0.0312), percent(1.3), percent(math.nan)
-    ('+3.1%', '+130%', 'n/a')
+    >>> percent(0.0312), percent(-1e-9), percent(1.3), percent(math.nan)
+    ('+3.1%', '+0.0%', '+130%', 'n/a')
     """
     if math.isnan(share):
         return "n/a"
-    return f"{share:+.1%}" if abs(share) < 1 else f"{share:+.0%}"
+    return f"{share:+z.1%}" if abs(share) < 1 else f"{share:+.0%}"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,181 @@
+"""The `musketeers` command: parse, call the library, print."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Format = Literal["table", "json", "csv", "parquet"]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run's settings.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Processors to use; all by default. Results repeat for the same number."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"musketeers {version('musketeers')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    """Better recommendations in every domain, learned from all of them.
+
+    Domains (shop departments, apps, videos, ...) that share users learn alone, exchange user
+    embeddings and nothing else, and learn from each other (CAT-ART).
+
+    `musketeers demo` runs everything on real data; `musketeers check` looks at
+    yours first. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a
+    failure explained in one line, 2 wrong usage, 130 interrupted.
+    """
+
+
+@app.command()
+def fit(
+    config: Config,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The folder to write; new or empty.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run, to the same result.")
+    ] = False,
+    threads: Threads = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Fit one of pop, smf, cat_art alone.")
+    ] = None,
+) -> None:
+    """Train and measure on your data; compare each domain alone with what transfer gives.
+
+    Reads the settings and the data files they name (Parquet or CSV, relative to the settings).
+    Writes the folder RUN: models, metrics, and report.html. A finished run is never overwritten.
+
+    A minimal CONFIG.toml:
+
+        [data.domains]
+        tv = "tv.parquet"       # columns user_id, item_id
+        movie = "movie.parquet"
+
+    Example: `musketeers fit settings.toml --out runs/first`
+    """
+    from musketeers import config as settings
+    from musketeers import runs
+    from musketeers.progress import watching
+    from musketeers.report import tables
+
+    with watching(out, resume=resume) as watch:
+        result = runs.fit_run(
+            settings.load(config), config.parent, out,
+            resume=resume, threads=threads, watch=watch, only=only, command=sys.argv,
+        )  # fmt: skip
+    tables.show(tables.finished(result))
+
+
+@app.command()
+def evaluate(run: Run, threads: Threads = None) -> None:
+    """Measure a run's saved models again on its held-out interactions.
+
+    Reads the folder RUN alone, not the data it was made from. Writes nothing.
+
+    Example: `musketeers evaluate runs/first`
+    """
+    from musketeers import runs
+    from musketeers.report import tables
+
+    tables.show(tables.of_run(runs.evaluate_run(run, threads=threads)))
+
+
+@app.command()
+def recommend(
+    run: Run,
+    domain: Annotated[str, typer.Option(help="The domain whose items are recommended.")],
+    user: Annotated[list[str], typer.Option(metavar="ID", help="A user's id; repeat for more.")],
+    k: Annotated[int, typer.Option(help="Items for each user.")] = 10,
+    form: Annotated[Format, typer.Option("--format", help="How to write the rows.")] = "table",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to FILE, not to stdout.")
+    ] = None,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Also items that the user already has.")
+    ] = False,
+) -> None:
+    """Recommend the best items of one domain to some users.
+
+    Reads the model in the folder RUN. Rows: user_id, rank, item_id, score, and strategy:
+    personalised (the user has a history in this domain), cross_domain (only in others), or
+    popular (unknown user). Ids are yours, as you type them.
+
+    Example: `musketeers recommend runs/first --domain tv --user 17 --user 42 --k 5`
+    """
+    from musketeers.report import answers
+
+    model = answers.model_of(run)
+    ids = answers.typed_ids(user, model.users)
+    answers.write(model.recommend(domain, ids, k, exclude_seen=not include_seen), form, out)
+
+
+@app.command()
+def check(config: Config) -> None:
+    """Look at settings and data before training: sizes, shared users, warnings.
+
+    Reads what `fit` would read. Writes and trains nothing. Warnings do not fail.
+
+    Example: `musketeers check settings.toml`
+    """
+    from musketeers import config as settings
+    from musketeers import runs
+    from musketeers.report import tables
+
+    found = settings.load(config)
+    _, overlap = runs.read_data(found, config.parent)
+    typer.echo(settings.dump(found))
+    tables.show(tables.overlap(overlap))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this installation computes with: versions, threads, libraries, GPU.
+
+    Paste it into a bug report.
+
+    Example: `musketeers doctor`
+    """
+    from rich.console import Console
+
+    from musketeers.report.environment import as_table, environment
+
+    Console(highlight=False).print(as_table(environment()))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The folder to write.")] = Path(
+        "runs/demo"
+    ),
+    threads: Threads = None,
+) -> None:
+    """Run the whole method on a year of purchases in six departments of a grocery.
+
+    Needs the data package: pip install 'musketeers[demo]'. Writes the folder RUN and beside it
+    RUN-data with the data as Parquet files and settings to edit. A run that was interrupted goes
+    on; a finished one is shown again.
+
+    Example: `musketeers demo`
+    """
+    from musketeers.demo import run_demo
+
+    run_demo(out, threads=threads)

@@ -1,0 +1,82 @@
+"""Recommendations as a table, JSON, CSV or Parquet; ids typed on a command line as columns."""
+
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from musketeers import artifacts
+from musketeers.data.columns import numbers_if_all
+from musketeers.data.vocabulary import Vocabulary
+from musketeers.errors import ConfigError
+from musketeers.recommender import Recommender
+from musketeers.report import tables
+from musketeers.run_folder import RunFolder
+
+Format = Literal["table", "json", "csv", "parquet"]
+
+
+def model_of(run: Path) -> Recommender:
+    """The model of a finished run; raises `RunError` or `ArtifactError` if there is none."""
+    return Recommender.load(RunFolder.open(run).path / "model")
+
+
+def typed_ids(typed: Sequence[str], users: Vocabulary) -> pl.Series:
+    """Ids as a person typed them, integers where the model has those and all can be."""
+    text = pl.Series(list(typed), dtype=pl.String)
+    return numbers_if_all(text) if users.values.dtype.is_integer() else text
+
+
+def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
+    """The rows to the file `out`, whole or not at all, or to stdout.
+
+    JSON is one array of objects, CSV has a header line, Parquet keeps all types.  Raises
+    `ConfigError` for Parquet on a terminal and for ids of bytes as text.
+    """
+    if form == "table":
+        _show(frame, out)
+        return
+    if form == "parquet" and out is None and sys.stdout.isatty():
+        raise ConfigError("Parquet is no text; add --out FILE or redirect the output")
+    data = _WRITERS[form](_plain(frame, form))
+    if out is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    else:
+        artifacts.write_bytes(out, data)
+
+
+def _show(frame: pl.DataFrame, out: Path | None) -> None:
+    if out is not None:
+        raise ConfigError("a table is for reading; add --format json, csv or parquet to --out")
+    tables.show(tables.recommendations(frame))
+
+
+def _plain(frame: pl.DataFrame, form: Format) -> pl.DataFrame:
+    if form != "parquet" and pl.Binary in frame.dtypes:
+        raise ConfigError(f"ids are bytes, which {form} cannot hold; use --format parquet")
+    return frame
+
+
+def _json(frame: pl.DataFrame) -> bytes:
+    return frame.write_json().encode() + b"\n"
+
+
+def _csv(frame: pl.DataFrame) -> bytes:
+    return frame.write_csv().encode()
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+_WRITERS: Mapping[str, Callable[[pl.DataFrame], bytes]] = {
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+}
