@@ -122,11 +122,11 @@ class CatConfig(_Section):
     temperature: Positive = 0.1
     contrast_weight: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Weight of the contrastive loss; the two reconstruction losses share the rest."""
-    learning_rate: Positive = 1e-3
-    batch_size: Annotated[int, Field(ge=2)] = 1024
+    learning_rate: Positive = 2e-3
+    batch_size: Annotated[int, Field(ge=2)] = 256
     """Users per step; contrast needs at least two."""
-    max_epochs: Count = 200
-    patience: Count = 10
+    max_epochs: Count = 100
+    patience: Count = 5
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of users that early stopping looks at and training never sees."""
 
@@ -136,13 +136,13 @@ class ArtConfig(_Section):
 
     learning_rate: Positive = 1e-3
     """Adam's step for the network; the items go on with stage 1's own."""
-    regularization: NotNegative = 0.01
+    regularization: NotNegative = 0.02
     """L2 strength, per interaction, on what is added to a user's own vector."""
     batch_size: Count = 256
     """Users per step of the network; all of a user's items are in one step."""
     dropout: Share = 0.1
     """Share of attention weights that a training step drops."""
-    target_dropout: Share = 0.3
+    target_dropout: Share = 0.1
     """Share of users for whom a training step hides the target's own vector."""
     items: Literal["tuned", "fixed"] = "tuned"
     """Whether the target's item embeddings go on learning."""

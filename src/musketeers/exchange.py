@@ -54,9 +54,7 @@ class UserEmbeddings:
         """The other domains, as sources for `target`."""
         keep = [i for i in range(len(self.domains)) if i != self.index(target)]
         names = tuple(self.domains[i] for i in keep)
-        return UserEmbeddings(
-            names, self.values[:, keep], self.known[:, keep], self.lengths[keep]
-        )
+        return UserEmbeddings(names, self.values[:, keep], self.known[:, keep], self.lengths[keep])
 
     def hidden(self) -> "UserEmbeddings":
         """The same domains, but knowing nobody: what a control without transfer is given."""

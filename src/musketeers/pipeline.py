@@ -7,6 +7,7 @@ from musketeers.art.train import Transferred, transfer
 from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
+from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.seeding import Seed
@@ -37,14 +38,15 @@ def cat_art(
     shared = UserEmbeddings.collect({name: alone[name].factors.users for name in splits}, known)
 
     # 3. Align, one for all: CAT finds what of a user is the same everywhere.
-    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), jobs("cat", None))
+    seed = Seed(config.seed)
+    aligned = align(shared, config.cat, seed.child("cat"), jobs("cat", None))
 
     # 4. Transfer, all for one: ART lets each domain take from the others what helps it.
-    seed = Seed(config.seed)
+    looked_at = validations(splits, seed, n_threads=n_threads)
     transferred = {
         name: transfer(
-            name, splits[name], alone[name], shared, aligned.users, config,
-            seed.child("art", name), jobs("art", name), n_threads=n_threads,
+            name, splits[name], looked_at[name], alone[name], shared, aligned.users,
+            config, seed.child("art", name), jobs("art", name),
         )
         for name in splits
     }  # fmt: skip
@@ -56,10 +58,21 @@ def smf(
 ) -> dict[str, Pretrained]:
     """Every domain's model by itself; all there is to do for one domain."""
     seed = Seed(config.seed)
+    looked_at = validations(splits, seed, n_threads=n_threads)
     return {
         name: pretrain(
-            split, config.pretrain, seed.child("pretrain", name), jobs("pretrain", name),
-            dim=config.dim, n_threads=n_threads,
+            split, looked_at[name], config.pretrain, seed.child("pretrain", name),
+            jobs("pretrain", name), dim=config.dim,
         )
         for name, split in splits.items()
     }  # fmt: skip
+
+
+def validations(
+    splits: Mapping[str, Split], seed: Seed, *, n_threads: int
+) -> dict[str, Validation]:
+    """What early stopping looks at in each domain, the same in every stage."""
+    return {
+        name: Validation.of(split, seed.child("validation", name), n_threads=n_threads)
+        for name, split in splits.items()
+    }

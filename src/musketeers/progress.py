@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from musketeers.report.words import duration
 from musketeers.run_folder import RunFolder
@@ -35,7 +36,6 @@ def watching(
         yield Plain(console)
         return
     columns = (
-        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}", markup=False),
@@ -115,20 +115,19 @@ class Tally:
         self.epochs.append(epoch)
 
     def running(self) -> str:
-        """What stands on the live line; about 65 characters."""
+        """The live line, short enough for 80 columns with the two times behind it."""
         if not self.epochs:
             return f"{self._name()}  starting"
-        return (
-            f"{self._name()}  epoch {self.epochs[-1].number} of at most {self.max_epochs}  "
-            f"{self._best()}  {self._rate()}"
-        )
+        epoch = f"epoch {self.epochs[-1].number}/≤{self.max_epochs}"
+        return f"{self._name()}  {epoch}  {self._best()}  {self._rate()}/s"
 
     def left(self) -> str:
-        """The time that all epochs still allowed would take."""
+        """The time that all epochs still allowed at this strength would take."""
         if not (trained := self._trained()):
             return ""
         mean = sum(e.seconds + e.valid_seconds for e in trained) / len(trained)
-        return f"< {duration(mean * (self.max_epochs - self.epochs[-1].number))} left"
+        rest = timedelta(seconds=round(mean * (self.max_epochs - self.epochs[-1].number)))
+        return f"≤{str(rest).removeprefix('0:')} left"
 
     def summary(self) -> str:
         """What remains of a finished stage."""
@@ -136,7 +135,7 @@ class Tally:
             return f"{self._name()}  was complete"
         spent = duration(time.perf_counter() - self.start)
         epochs = len(self._trained())
-        return f"{self._name()}  {self._best()}  {epochs} epochs, {self._rate()}, {spent}"
+        return f"{self._name()}  {self._best()}  {epochs} epochs, {self._rate()} samples/s, {spent}"
 
     def _name(self) -> str:
         return f"{self.stage:<8} {self.domain or 'all domains':<11}"
@@ -150,10 +149,9 @@ class Tally:
         trained = self._trained()
         seconds = sum(epoch.seconds for epoch in trained)
         if not seconds:
-            return "0 samples/s"
+            return "0"
         rate = self.samples * len(trained) / seconds
-        shown = f"{rate / 1e6:.1f} M" if rate >= 1e5 else f"{rate / 1e3:.1f} k"
-        return f"{shown} samples/s"
+        return f"{rate / 1e6:.1f} M" if rate >= 1e5 else f"{rate / 1e3:.1f} k"
 
     def _trained(self) -> list[Epoch]:
         return [epoch for epoch in self.epochs if epoch.number > 0]

@@ -1,11 +1,12 @@
 """What the parts of the package promise each other."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Anything that can rank one domain's items for a batch of users.
 

@@ -1,7 +1,7 @@
 """Exact top-k over a whole catalogue, seen items skipped."""
 
 from dataclasses import dataclass
-from typing import no_type_check, runtime_checkable
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, Int64
@@ -14,9 +14,6 @@ from musketeers.protocols import Scorer
 
 TILE_BYTES = 30 * 2**20
 """Size of the scores held at once; below 32 MB the C library hands the same pages out again."""
-
-# The tests' checker of signatures asks whether an argument is a Scorer.
-runtime_checkable(Scorer)
 
 _BLOCK = 128
 _GROUPS = 256

@@ -36,14 +36,13 @@ class Transferred:
 def transfer(
     target: str,
     split: Split,
+    validation: Validation,
     alone: Pretrained,
     shared: UserEmbeddings,
     aligned: Float32[np.ndarray, "user dim"],
     config: RunConfig,
     seed: Seed,
     job: Job,
-    *,
-    n_threads: int,
 ) -> Transferred:
     """The target's best model by validation NDCG@10, its start (the domain alone) included.
 
@@ -51,7 +50,7 @@ def transfer(
     target's items go on learning unless `config.art.items` is fixed.  Given
     ``shared.hidden()`` this is the items control: the same training without any transfer.
     """
-    training = _Transfer(target, split, alone, shared, aligned, config, seed, n_threads=n_threads)
+    training = _Transfer(target, split, validation, alone, shared, aligned, config, seed)
     history = fit(
         training,
         max_epochs=config.art.max_epochs,
@@ -71,23 +70,23 @@ class _Transfer:
         self,
         target: str,
         split: Split,
+        validation: Validation,
         alone: Pretrained,
         shared: UserEmbeddings,
         aligned: Float32[np.ndarray, "user dim"],
         config: RunConfig,
         seed: Seed,
-        *,
-        n_threads: int,
     ) -> None:
         self._train, self._config, self._seed = split.train, config.art, seed
-        # the same users as in stage 1 are looked at, whatever this stage's seed
-        self._validation = Validation.of(split, seed.child("validation"), n_threads=n_threads)
+        self._validation = validation
         self._trained = np.flatnonzero(split.train.known_users())
         self._counts = split.train.counts()
         index, sources = shared.index(target), shared.without(target)
         self._sources = sources.domains
         self._length = float(shared.lengths[index])
         self._alone = torch.from_numpy(alone.factors.users)
+        # what stage 1 gives a user without history
+        self._mean = self._alone[shared.known[:, index]].mean(0)
         self._target = torch.from_numpy(shared.values[:, index])
         self._target_known = torch.from_numpy(shared.known[:, index])
         self._values = torch.from_numpy(sources.values)
@@ -104,7 +103,7 @@ class _Transfer:
             self.model.parameters(), lr=config.art.learning_rate, weight_decay=0
         )
         self.lanes = ItemLanes(
-            alone.factors.items.copy(), alone.item_squares.copy(), n_lanes=n_threads
+            alone.factors.items.copy(), alone.item_squares.copy(), n_lanes=validation.n_threads
         )
 
     def epoch(self, number: int) -> float:
@@ -178,22 +177,43 @@ class _Transfer:
         rows = torch.from_numpy(users)
         dropped = torch.rand(len(rows), generator=generator) < self._config.target_dropout
         # whoever is known nowhere else keeps the own vector: nothing could stand in for it
-        shown = ~(dropped & self._known[rows].any(1))
-        added = self._added(rows, shown & self._target_known[rows], generator)
-        own = self._alone[rows] * shown.unsqueeze(-1)
+        hidden = dropped & self._known[rows].any(1)
+        added = self._added(rows, self._target_known[rows] & ~hidden, generator)
+        own = self._alone[rows].where(~hidden.unsqueeze(-1), self._mean)
         vectors = (own + added.detach()).numpy()
         gradients = np.empty_like(vectors)
-
-        def job(part: slice, items: np.ndarray, squares: np.ndarray, touched: np.ndarray) -> float:
-            return kernels.train_items(
-                users[part], vectors[part], gradients[part],
-                self._train.indptr, self._train.items, items, squares, touched,
-                self._rate, np.float32(self._regularization), self._candidates, key,
-            )  # fmt: skip
-
-        loss = self.lanes.run(self._counts[users], job)
+        loss = 0.0
+        # items learn from users as they will be served, the network from both
+        for which, rate in ((~hidden, self._rate), (hidden, np.float32(0))):
+            loss += self._pass(
+                users, which.nonzero().flatten().numpy(), vectors, gradients, rate, key
+            )
         weights = torch.from_numpy(self._config.regularization * self._counts[users]).float()
         self._optimizer.zero_grad()
         added.backward(torch.from_numpy(gradients) + weights.unsqueeze(-1) * added.detach())
         self._optimizer.step()
+        return loss
+
+    def _pass(
+        self,
+        users: Int[np.ndarray, " batch"],
+        which: Int[np.ndarray, " part"],
+        vectors: Float32[np.ndarray, "batch dim"],
+        gradients: Float32[np.ndarray, "batch dim"],
+        rate: np.float32,
+        key: np.uint64,
+    ) -> float:
+        """The summed loss of those users, their gradients filled in; items learn at `rate`."""
+        chosen, own_vectors = users[which], vectors[which]
+        own_gradients = np.empty_like(own_vectors)
+
+        def job(part: slice, items: np.ndarray, squares: np.ndarray, touched: np.ndarray) -> float:
+            return kernels.train_items(
+                chosen[part], own_vectors[part], own_gradients[part],
+                self._train.indptr, self._train.items, items, squares, touched,
+                rate, np.float32(self._regularization), self._candidates, key,
+            )  # fmt: skip
+
+        loss = self.lanes.run(self._counts[chosen], job)
+        gradients[which] = own_gradients
         return loss

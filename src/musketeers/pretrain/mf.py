@@ -37,7 +37,13 @@ class Pretrained:
 
 
 def pretrain(
-    split: Split, config: PretrainConfig, seed: Seed, job: Job, *, dim: int, n_threads: int
+    split: Split,
+    validation: Validation,
+    config: PretrainConfig,
+    seed: Seed,
+    job: Job,
+    *,
+    dim: int,
 ) -> Pretrained:
     """The domain's best model by validation NDCG@10.
 
@@ -51,7 +57,7 @@ def pretrain(
     histories: list[History] = []
     for halving in range(config.halvings + 1):
         strength = config.regularization / 2**halving
-        model = _Factorization(split, config, seed, dim=dim, strength=strength, n_threads=n_threads)
+        model = _Factorization(split, validation, config, seed, dim=dim, strength=strength)
         history = fit(
             model,
             max_epochs=config.max_epochs,
@@ -82,16 +88,16 @@ class _Factorization:
     def __init__(
         self,
         split: Split,
+        validation: Validation,
         config: PretrainConfig,
         seed: Seed,
         *,
         dim: int,
         strength: float,
-        n_threads: int,
     ) -> None:
         train = split.train
         self._train, self._config, self._seed = train, config, seed
-        self._validation = Validation.of(split, seed.child("validation"), n_threads=n_threads)
+        self._validation = validation
         self._known = np.flatnonzero(train.known_users())
         self._counts = train.counts()
         rng = seed.child("init").numpy()
@@ -100,7 +106,7 @@ class _Factorization:
         items = scale * rng.standard_normal((train.n_items, dim), dtype=np.float32)
         self._squares = np.full(train.n_users, SQUARES_AT_START, np.float32)
         squares = np.full(train.n_items, SQUARES_AT_START, np.float32)
-        self.lanes = ItemLanes(items, squares, n_lanes=n_threads)
+        self.lanes = ItemLanes(items, squares, n_lanes=validation.n_threads)
         self._strength = np.float32(strength)
 
     def epoch(self, number: int) -> float:
