@@ -1,1 +1,50 @@
-"""Multi-target cross-domain recommendation (placeholder, filled in with the public names)."""
+"""Multi-target cross-domain recommendation: one for all, all for one.
+
+Names are loaded when first used, so that `musketeers --help` need not wait for PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from musketeers.config import RunConfig as RunConfig
+    from musketeers.errors import ArtifactError as ArtifactError
+    from musketeers.errors import ConfigError as ConfigError
+    from musketeers.errors import DataError as DataError
+    from musketeers.errors import DivergedError as DivergedError
+    from musketeers.errors import MusketeersError as MusketeersError
+    from musketeers.errors import RunError as RunError
+    from musketeers.errors import UnknownNameError as UnknownNameError
+    from musketeers.recommender import Recommender as Recommender
+    from musketeers.results import RunResult as RunResult
+    from musketeers.run_files import open_run as open_run
+    from musketeers.runs import evaluate_run as evaluate_run
+    from musketeers.runs import fit as fit
+    from musketeers.runs import fit_run as fit_run
+
+_HOME = {
+    "ArtifactError": "musketeers.errors",
+    "ConfigError": "musketeers.errors",
+    "DataError": "musketeers.errors",
+    "DivergedError": "musketeers.errors",
+    "MusketeersError": "musketeers.errors",
+    "Recommender": "musketeers.recommender",
+    "RunConfig": "musketeers.config",
+    "RunError": "musketeers.errors",
+    "RunResult": "musketeers.results",
+    "UnknownNameError": "musketeers.errors",
+    "evaluate_run": "musketeers.runs",
+    "fit": "musketeers.runs",
+    "fit_run": "musketeers.runs",
+    "open_run": "musketeers.run_files",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'musketeers' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

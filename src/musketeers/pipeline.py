@@ -1,7 +1,7 @@
 """CAT-ART from end to end.  Read this file first: it is the method's table of contents."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from musketeers.art.train import Transferred, transfer
 from musketeers.cat.train import Aligned, align
@@ -19,11 +19,11 @@ Jobs = Callable[[str, str | None], Job]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Models:
-    """What the three stages made, by domain."""
+    """What the stages made, by domain; what was not asked for is empty."""
 
     alone: Mapping[str, Pretrained]
-    aligned: Aligned
-    transferred: Mapping[str, Transferred]
+    aligned: Aligned | None = None
+    transferred: Mapping[str, Transferred] = field(default_factory=dict[str, Transferred])
 
 
 def cat_art(

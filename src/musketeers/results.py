@@ -10,6 +10,7 @@ from musketeers.data.domains import Split
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference, compare
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.pipeline import Models
 from musketeers.recommender import Recommender
 from musketeers.training import History
 
@@ -28,14 +29,31 @@ class Learning:
     attention: Mapping[str, Mapping[str, float]]
     """Target -> source -> mean attention weight; empty where nothing was transferred."""
 
+    @classmethod
+    def of(cls, models: Models) -> "Learning":
+        """What the stages' results say of it."""
+        histories: dict[str, Mapping[str, tuple[History, ...]]] = {}
+        if models.alone:
+            histories["pretrain"] = {name: made.history for name, made in models.alone.items()}
+        if models.aligned:
+            histories["cat"] = {"all": (models.aligned.history,)}
+            art = models.transferred
+            histories["art"] = {name: (made.history,) for name, made in art.items()}
+        return cls(
+            {name: made.regularization for name, made in models.alone.items()},
+            histories,
+            {name: made.attention for name, made in models.transferred.items()},
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunResult:
-    """A finished run."""
+    """A finished run, in a folder or in memory alone."""
 
-    path: Path
+    path: Path | None
     config: RunConfig
     manifest: Mapping[str, Any]
+    """What the folder's `manifest.json` says; empty without a folder."""
     overlap: OverlapReport
     splits: Mapping[str, Split]
     metrics: Metrics

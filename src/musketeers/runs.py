@@ -1,46 +1,39 @@
 """From settings to a finished run folder, and from the folder back to what it found."""
 
 import hashlib
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import polars as pl
 import torch
 from threadpoolctl import threadpool_limits
 
-from musketeers import artifacts
+from musketeers import artifacts, run_files
 from musketeers import config as configuration
 from musketeers.baselines.popularity import popularity
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Domains, Split
-from musketeers.data.interactions import Interactions
-from musketeers.data.overlap import DomainFacts, OverlapReport, overlap_report
+from musketeers.data.overlap import OverlapReport, overlap_report
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
-from musketeers.data.vocabulary import Vocabulary
-from musketeers.errors import ArtifactError, ConfigError
-from musketeers.evaluation.evaluate import PerUser, evaluate, metrics_frame, metrics_json
+from musketeers.errors import ConfigError
+from musketeers.evaluation.evaluate import evaluate
 from musketeers.parallel import available_threads
 from musketeers.pipeline import Models, cat_art, smf
 from musketeers.ranking import Factors
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
 from musketeers.results import Learning, Metrics, RunResult
+from musketeers.run_files import load_factors, open_run
 from musketeers.run_folder import FolderCheckpoint, RunFolder, check_place
 from musketeers.seeding import Seed
-from musketeers.training import Epoch, History
+from musketeers.training import Epoch
 
 MODELS = ("pop", "smf", "cat_art")
 """What a fit measures; the best one that was trained is the one that recommends."""
-
-_PURPOSES = ("train", "valid", "test")
 
 
 class Watch(Protocol):
@@ -101,12 +94,9 @@ def fit_run(
     """
     check_place(out, resume=resume)
     watch, n_threads = watch or Quiet(), _thread_count(threads)
-    models = _models_to_measure(only, len(config.data.domains))
-    reading, overlap = read_data(config, base)
-    for warning in overlap.warnings:
-        watch.say(f"warning: {warning}")
-    splits = split(reading.domains, config.split, Seed(config.seed))
-    inputs = {**_fingerprints(reading.domains), "models": ",".join(models)}
+    measured = _models_to_measure(only, len(config.data.domains))
+    data = _Data.of(readers.read(config.data, base=base), config, watch)
+    inputs = {**_fingerprints(data.domains), "models": ",".join(measured)}
     with (
         RunFolder.create(
             out, configuration.dump(config), data=inputs, threads=n_threads,
@@ -115,37 +105,50 @@ def fit_run(
         _limited(n_threads),
     ):  # fmt: skip
         if not run.finished:
-            _train_and_save(run, config, reading.domains, overlap, splits, models, watch, n_threads)
+            models = _train(
+                config, data, measured, _Jobs(run, config, data.splits, watch, n_threads)
+            )
+            with run.timed("evaluate"):
+                result = _result(out, config, data, models, measured, n_threads)
+            with run.timed("save"):
+                run_files.save(out, result, models)
+            report = render(replace(result, manifest=run.manifest()))
+            artifacts.write_text(out / "report.html", report)
+            run.finish()
     return open_run(out)
 
 
-def open_run(path: Path) -> RunResult:
-    """What a finished run found.  Raises `RunError` or `ArtifactError` if it cannot be had."""
-    run = RunFolder.open(path)
-    recommender = Recommender.load(path / "model")
-    splits = _load_splits(path, recommender)
-    return RunResult(
-        path,
-        configuration.load(path / "config.toml"),
-        run.manifest(),
-        _load_overlap(path),
-        splits,
-        _load_metrics(path, recommender.users),
-        _load_learning(path, recommender),
-        recommender,
-    )
+def fit(
+    frames: Mapping[str, object],
+    *,
+    threads: int | None = None,
+    watch: Watch | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Train and measure in memory: domain name -> a pandas, polars or Arrow table.
+
+    `settings` are those of a run's TOML file, a section as a mapping:
+    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``.  Nothing is
+    written; ``result.recommender.save(...)`` keeps the model.  Raises `ConfigError`,
+    `DataError` and `DivergedError`; the frames are not changed.
+    """
+    data_settings = {**settings.pop("data", {}), "domains": dict.fromkeys(frames, "a table")}
+    config = configuration.parse({**settings, "data": data_settings}, "fit()")
+    watch, n_threads = watch or Quiet(), _thread_count(threads)
+    measured = _models_to_measure(None, len(frames))
+    data = _Data.of(readers.from_frames(frames, config.data), config, watch)
+    with _limited(n_threads):
+        models = _train(config, data, measured, _Jobs(None, config, data.splits, watch, n_threads))
+        return _result(None, config, data, models, measured, n_threads)
 
 
 def evaluate_run(path: Path, *, threads: int | None = None) -> RunResult:
     """A finished run with its metrics computed anew from the saved models; nothing is written."""
     found, n_threads = open_run(path), _thread_count(threads)
     with _limited(n_threads):
-        factors = {model: _load_factors(found, model) for model in found.metrics}
+        factors = {model: load_factors(path, found, model) for model in found.metrics}
         metrics = _measure(factors, found.splits, n_threads)
-    return RunResult(
-        path, found.config, found.manifest, found.overlap, found.splits, metrics,
-        found.learning, found.recommender,
-    )  # fmt: skip
+    return replace(found, metrics=metrics)
 
 
 def _models_to_measure(only: str | None, n_domains: int) -> tuple[str, ...]:
@@ -189,12 +192,35 @@ def _fingerprints(domains: Domains) -> dict[str, str]:
     return digests
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    """What there is to learn from, and what to measure with."""
+
+    domains: Domains
+    overlap: OverlapReport
+    splits: Mapping[str, Split]
+
+    @classmethod
+    def of(cls, reading: Reading, config: RunConfig, watch: Watch) -> "_Data":
+        overlap = overlap_report(reading)
+        for warning in overlap.warnings:
+            watch.say(f"warning: {warning}")
+        splits = split(reading.domains, config.split, Seed(config.seed))
+        return cls(reading.domains, overlap, splits)
+
+
 class _Jobs:
     """Hands each fit its checkpoints, its watcher and its clock; one fit at a time."""
 
     def __init__(
-        self, run: RunFolder, config: RunConfig, splits: Mapping[str, Split], watch: Watch
+        self,
+        run: RunFolder | None,
+        config: RunConfig,
+        splits: Mapping[str, Split],
+        watch: Watch,
+        n_threads: int,
     ) -> None:
+        self.n_threads = n_threads
         self._run, self._config, self._splits, self._watch = run, config, splits, watch
         self._current = ExitStack()
 
@@ -204,7 +230,8 @@ class _Jobs:
         everyone = next(iter(self._splits.values())).train.n_users
         samples = everyone if domain is None else len(self._splits[domain].train)
         max_epochs: int = getattr(self._config, stage).max_epochs
-        self._current.enter_context(self._run.timed(f"{stage}/{domain or 'all'}"))
+        if self._run is not None:
+            self._current.enter_context(self._run.timed(f"{stage}/{domain or 'all'}"))
         on_epoch = self._current.enter_context(
             self._watch.stage(stage, domain, samples=samples, max_epochs=max_epochs)
         )
@@ -217,89 +244,51 @@ class _Jobs:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    run: RunFolder
+    run: RunFolder | None
     name: tuple[str, str]
     on_epoch: Callable[[Epoch], None]
 
-    def checkpoint(self, part: str) -> FolderCheckpoint:
-        """See `training.Job.checkpoint`."""
-        return self.run.checkpoint(*self.name, part)
+    def checkpoint(self, part: str) -> FolderCheckpoint | None:
+        """See `training.Job.checkpoint`; none outside a run folder."""
+        return self.run.checkpoint(*self.name, part) if self.run else None
 
 
-def _train_and_save(
-    run: RunFolder,
-    config: RunConfig,
-    domains: Domains,
-    overlap: OverlapReport,
-    splits: Mapping[str, Split],
-    models: Sequence[str],
-    watch: Watch,
-    n_threads: int,
-) -> None:
-    jobs = _Jobs(run, config, splits, watch)
+def _train(config: RunConfig, data: _Data, measured: Sequence[str], jobs: "_Jobs") -> Models:
+    """The stages that the models to measure need."""
     try:
-        factors = _train(run, config, splits, models, jobs, watch, n_threads)
+        if "cat_art" in measured:
+            return cat_art(data.splits, config, jobs, n_threads=jobs.n_threads)
+        if "smf" in measured:
+            return Models(smf(data.splits, config, jobs, n_threads=jobs.n_threads))
+        return Models({})
     finally:
         jobs.close()
-    with run.timed("evaluate"):
-        metrics = _measure({name: factors[name] for name in models}, splits, n_threads)
-    with run.timed("save"):
-        recommender = _recommender(domains, splits, factors[models[-1]], models[-1], config)
-        _keep(run.path / "data", "data", _purposes(domains, splits), {"overlap": overlap.to_dict()})
-        if not (run.path / "model").exists():
-            recommender.save(run.path / "model")
-        _write_metrics(run.path, metrics, domains.users)
-    result = RunResult(
-        run.path, config, run.manifest(), overlap, splits, metrics,
-        _load_learning(run.path, recommender), recommender,
-    )  # fmt: skip
-    artifacts.write_text(run.path / "report.html", render(result))
-    run.finish()
 
 
-def _train(
-    run: RunFolder,
+def _result(
+    path: Path | None,
     config: RunConfig,
-    splits: Mapping[str, Split],
-    models: Sequence[str],
-    jobs: _Jobs,
-    watch: Watch,
+    data: _Data,
+    models: Models,
+    measured: Sequence[str],
     n_threads: int,
-) -> dict[str, Mapping[str, Factors]]:
-    """Each model's factors by domain; what the stages made is on disk afterwards."""
+) -> RunResult:
+    """Measure the models, and let the last of them recommend."""
     factors: dict[str, Mapping[str, Factors]] = {
-        "pop": {name: popularity(split.train) for name, split in splits.items()}
+        "pop": {name: popularity(split.train) for name, split in data.splits.items()},
+        "smf": {name: made.factors for name, made in models.alone.items()},
+        "cat_art": {name: made.factors for name, made in models.transferred.items()},
     }
-    if "cat_art" in models:
-        made = cat_art(splits, config, jobs, n_threads=n_threads)
-        _save_transfer(run.path, made)
-        factors["cat_art"] = {name: model.factors for name, model in made.transferred.items()}
-        alone = made.alone
-    elif "smf" in models:
-        if len(splits) == 1:
-            watch.say("one domain only: there is nobody to learn from, SMF alone is fitted")
-        alone = smf(splits, config, jobs, n_threads=n_threads)
-    else:
-        return factors
-    for name, model in alone.items():
-        tensors = {
-            "users": model.factors.users,
-            "items": model.factors.items,
-            "item_squares": model.item_squares,
-        }
-        history = [h.to_json() for h in model.history]
-        about = {"regularization": model.regularization, "history": history}
-        _keep(run.path / "pretrain" / name, "pretrain", tensors, about)
-    factors["smf"] = {name: model.factors for name, model in alone.items()}
-    return factors
-
-
-def _save_transfer(path: Path, made: Models) -> None:
-    aligned = {"users": made.aligned.users, **made.aligned.weights}
-    _keep(path / "cat", "cat", aligned, {"history": [made.aligned.history.to_json()]})
-    for name, model in made.transferred.items():
-        about = {"attention": dict(model.attention), "history": [model.history.to_json()]}
-        _keep(path / "art" / name, "art", model.weights, about)
+    metrics = _measure({name: factors[name] for name in measured}, data.splits, n_threads)
+    parts = {
+        name: DomainModel.of(domain, factors[measured[-1]][name], train=data.splits[name].train)
+        for name, domain in data.domains.domains.items()
+    }
+    about = {"model": dict.fromkeys(parts, measured[-1]), "seed": config.seed}
+    recommender = Recommender.of(data.domains.users, parts, about)
+    return RunResult(
+        path, config, {}, data.overlap, data.splits, metrics, Learning.of(models), recommender
+    )
 
 
 def _measure(
@@ -312,128 +301,3 @@ def _measure(
         }
         for model, by_domain in factors.items()
     }
-
-
-def _recommender(
-    domains: Domains,
-    splits: Mapping[str, Split],
-    factors: Mapping[str, Factors],
-    model: str,
-    config: RunConfig,
-) -> Recommender:
-    parts = {
-        name: DomainModel.of(domain, factors[name], train=splits[name].train)
-        for name, domain in domains.domains.items()
-    }
-    about = {"model": dict.fromkeys(parts, model), "seed": config.seed}
-    return Recommender.of(domains.users, parts, about)
-
-
-def _keep(
-    folder: Path, kind: str, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]
-) -> None:
-    """Save once; what an earlier, interrupted attempt saved whole is the same, bit by bit."""
-    if not folder.exists():
-        artifacts.save(folder, kind, tensors, about)
-
-
-def _purposes(domains: Domains, splits: Mapping[str, Split]) -> dict[str, np.ndarray]:
-    """For every pair of a domain, in CSR order, which table it is in."""
-    tensors: dict[str, np.ndarray] = {}
-    for name, parts in splits.items():
-        pairs = domains.domains[name].pairs
-        keys = pairs.users() * pairs.n_items + pairs.items
-        purpose = np.zeros(len(pairs), np.uint8)
-        for number, which in enumerate(_PURPOSES):
-            table: Interactions = getattr(parts, which)
-            purpose[np.searchsorted(keys, table.users() * table.n_items + table.items)] = number
-        tensors[name] = purpose
-    return tensors
-
-
-def _load_splits(path: Path, recommender: Recommender) -> dict[str, Split]:
-    found = artifacts.load(path / "data", "data")
-    splits: dict[str, Split] = {}
-    for name, model in recommender.domains.items():
-        purpose, pairs = found.tensors.get(name), model.seen
-        if purpose is None or purpose.shape != pairs.items.shape:
-            raise ArtifactError(
-                f"{path / 'data'}: does not fit the model; restore both or fit anew"
-            )
-        users = pairs.users()
-        tables = [
-            Interactions.from_sorted(
-                users[purpose == n], pairs.items[purpose == n],
-                n_users=pairs.n_users, n_items=pairs.n_items,
-            )
-            for n in range(len(_PURPOSES))
-        ]  # fmt: skip
-        splits[name] = Split(*tables)
-    return splits
-
-
-def _load_overlap(path: Path) -> OverlapReport:
-    saved = artifacts.load(path / "data", "data").about["overlap"]
-    return OverlapReport(
-        domains={name: DomainFacts(**facts) for name, facts in saved["domains"].items()},
-        known_in=tuple(saved["known_in"]),
-        common=tuple(tuple(row) for row in saved["common"]),
-        warnings=tuple(saved["warnings"]),
-    )
-
-
-def _load_factors(found: RunResult, model: str) -> dict[str, Factors]:
-    if model == found.recommender.about["model"][next(iter(found.splits))]:
-        return {name: part.factors for name, part in found.recommender.domains.items()}
-    if model == "pop":
-        return {name: popularity(split.train) for name, split in found.splits.items()}
-    saved = {
-        name: artifacts.load(found.path / "pretrain" / name, "pretrain") for name in found.splits
-    }
-    return {name: Factors(a.tensors["users"], a.tensors["items"]) for name, a in saved.items()}
-
-
-def _load_learning(path: Path, recommender: Recommender) -> Learning:
-    histories: dict[str, dict[str, tuple[History, ...]]] = {}
-    abouts: dict[tuple[str, str], Mapping[str, Any]] = {}
-    places = [("cat", "all", path / "cat")]
-    places += [(s, d, path / s / d) for s in ("pretrain", "art") for d in recommender.domains]
-    for stage, domain, folder in places:
-        if folder.exists():
-            about = abouts[stage, domain] = artifacts.load(folder, stage).about
-            fits = tuple(History.from_json(one) for one in about["history"])
-            histories.setdefault(stage, {})[domain] = fits
-    return Learning(
-        {d: about["regularization"] for (stage, d), about in abouts.items() if stage == "pretrain"},
-        histories,
-        {d: about["attention"] for (stage, d), about in abouts.items() if stage == "art"},
-    )
-
-
-def _write_metrics(path: Path, metrics: Metrics, users: Vocabulary) -> None:
-    artifacts.write_bytes(path / "metrics.parquet", _parquet(metrics_frame(metrics, users.ids)))
-    text = json.dumps(metrics_json(metrics), indent=2)
-    artifacts.write_text(path / "metrics.json", text + "\n")
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = BytesIO()
-    frame.write_parquet(buffer)
-    return buffer.getvalue()
-
-
-def _load_metrics(path: Path, users: Vocabulary) -> Metrics:
-    try:
-        frame = pl.read_parquet(path / "metrics.parquet")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(f"{path / 'metrics.parquet'}: cannot be read: {error}") from None
-    metrics: dict[str, dict[str, PerUser]] = {}
-    for (model, domain), part in frame.group_by("model", "domain", maintain_order=True):
-        values = {
-            str(metric): cell["value"].to_numpy()
-            for (metric,), cell in part.group_by("metric", maintain_order=True)
-        }
-        first = part.filter(pl.col("metric") == next(iter(values)))
-        rows = users.rows(first["user_id"])
-        metrics.setdefault(str(model), {})[str(domain)] = PerUser(rows, values)
-    return metrics

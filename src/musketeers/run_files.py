@@ -1,0 +1,189 @@
+"""What a finished run leaves in its folder, and how it is read back.
+
+data/               which pair is for train, valid and test; the overlap report
+pretrain/DOMAIN/    stage 1: embeddings, Adagrad sums, history
+cat/                stage 2: the network, the global user embeddings, history
+art/DOMAIN/         stage 3: the network, mean attention, history
+model/              the recommender, whole in itself
+metrics.json        means by model and domain
+metrics.parquet     every test user's numbers
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from musketeers import artifacts
+from musketeers import config as configuration
+from musketeers.baselines.popularity import popularity
+from musketeers.data.domains import Split
+from musketeers.data.interactions import Interactions
+from musketeers.data.overlap import DomainFacts, OverlapReport
+from musketeers.data.vocabulary import Vocabulary
+from musketeers.errors import ArtifactError
+from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
+from musketeers.pipeline import Models
+from musketeers.ranking import Factors
+from musketeers.recommender import Recommender
+from musketeers.results import Learning, Metrics, RunResult
+from musketeers.run_folder import RunFolder
+from musketeers.training import History
+
+_PURPOSES = ("train", "valid", "test")
+
+
+def save(path: Path, result: RunResult, models: Models) -> None:
+    """Write everything but the report.
+
+    What an interrupted attempt saved whole is kept: it is the same, bit by bit.
+    """
+    _save_stages(path, models)
+    _keep(path / "data", "data", _purposes(result), {"overlap": result.overlap.to_dict()})
+    if not (path / "model").exists():
+        result.recommender.save(path / "model")
+    buffer = BytesIO()
+    metrics_frame(result.metrics, result.recommender.users.ids).write_parquet(buffer)
+    artifacts.write_bytes(path / "metrics.parquet", buffer.getvalue())
+    text = json.dumps(metrics_json(result.metrics), indent=2)
+    artifacts.write_text(path / "metrics.json", text + "\n")
+
+
+def open_run(path: Path) -> RunResult:
+    """What a finished run found.  Raises `RunError` or `ArtifactError` if it cannot be had."""
+    run = RunFolder.open(path)
+    recommender = Recommender.load(path / "model")
+    return RunResult(
+        path,
+        configuration.load(path / "config.toml"),
+        run.manifest(),
+        _load_overlap(path),
+        _load_splits(path, recommender),
+        _load_metrics(path, recommender.users),
+        _load_learning(path, recommender),
+        recommender,
+    )
+
+
+def load_factors(path: Path, found: RunResult, model: str) -> dict[str, Factors]:
+    """One of the run's measured models, by domain."""
+    if model == "pop":
+        return {name: popularity(split.train) for name, split in found.splits.items()}
+    if model == "smf":
+        saved = {n: artifacts.load(path / "pretrain" / n, "pretrain") for n in found.splits}
+        return {n: Factors(a.tensors["users"], a.tensors["items"]) for n, a in saved.items()}
+    return {name: part.factors for name, part in found.recommender.domains.items()}
+
+
+def _save_stages(path: Path, models: Models) -> None:
+    for name, alone in models.alone.items():
+        tensors = {
+            "users": alone.factors.users,
+            "items": alone.factors.items,
+            "item_squares": alone.item_squares,
+        }
+        about = {"regularization": alone.regularization, "history": _json(alone.history)}
+        _keep(path / "pretrain" / name, "pretrain", tensors, about)
+    if aligned := models.aligned:
+        tensors = {"users": aligned.users, **aligned.weights}
+        _keep(path / "cat", "cat", tensors, {"history": _json([aligned.history])})
+    for name, transferred in models.transferred.items():
+        about = {
+            "attention": dict(transferred.attention),
+            "history": _json([transferred.history]),
+        }
+        _keep(path / "art" / name, "art", transferred.weights, about)
+
+
+def _json(histories: Sequence[History]) -> list[list[dict[str, Any]]]:
+    return [history.to_json() for history in histories]
+
+
+def _keep(
+    folder: Path, kind: str, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    if not folder.exists():
+        artifacts.save(folder, kind, tensors, about)
+
+
+def _purposes(result: RunResult) -> dict[str, np.ndarray]:
+    """For every pair that a domain has seen, in CSR order, its place in `_PURPOSES`."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, split in result.splits.items():
+        pairs = result.recommender.domains[name].seen
+        keys = pairs.users() * pairs.n_items + pairs.items
+        purpose = np.zeros(len(pairs), np.uint8)
+        for number, which in enumerate(_PURPOSES):
+            table: Interactions = getattr(split, which)
+            purpose[np.searchsorted(keys, table.users() * table.n_items + table.items)] = number
+        tensors[name] = purpose
+    return tensors
+
+
+def _load_splits(path: Path, recommender: Recommender) -> dict[str, Split]:
+    found = artifacts.load(path / "data", "data")
+    splits: dict[str, Split] = {}
+    for name, model in recommender.domains.items():
+        purpose, pairs = found.tensors.get(name), model.seen
+        if purpose is None or purpose.shape != pairs.items.shape:
+            raise ArtifactError(
+                f"{path / 'data'}: does not belong to the model beside it; restore both or fit anew"
+            )
+        users = pairs.users()
+        tables = [
+            Interactions.from_sorted(
+                users[purpose == n], pairs.items[purpose == n],
+                n_users=pairs.n_users, n_items=pairs.n_items,
+            )
+            for n in range(len(_PURPOSES))
+        ]  # fmt: skip
+        splits[name] = Split(*tables)
+    return splits
+
+
+def _load_overlap(path: Path) -> OverlapReport:
+    saved = artifacts.load(path / "data", "data").about["overlap"]
+    return OverlapReport(
+        domains={name: DomainFacts(**facts) for name, facts in saved["domains"].items()},
+        known_in=tuple(saved["known_in"]),
+        common=tuple(tuple(row) for row in saved["common"]),
+        warnings=tuple(saved["warnings"]),
+    )
+
+
+def _load_metrics(path: Path, users: Vocabulary) -> Metrics:
+    file = path / "metrics.parquet"
+    try:
+        frame = pl.read_parquet(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(f"{file}: cannot be read: {error}") from None
+    metrics: dict[str, dict[str, PerUser]] = {}
+    for (model, domain), part in frame.group_by("model", "domain", maintain_order=True):
+        cells = part.partition_by("metric", maintain_order=True)
+        values = {str(cell["metric"][0]): cell["value"].to_numpy() for cell in cells}
+        rows = users.rows(cells[0]["user_id"])
+        metrics.setdefault(str(model), {})[str(domain)] = PerUser(rows, values)
+    return metrics
+
+
+def _load_learning(path: Path, recommender: Recommender) -> Learning:
+    histories: dict[str, dict[str, tuple[History, ...]]] = {}
+    abouts: dict[str, dict[str, Mapping[str, Any]]] = {}
+    places = [("pretrain", name, path / "pretrain" / name) for name in recommender.domains]
+    places += [("cat", "all", path / "cat")]
+    places += [("art", name, path / "art" / name) for name in recommender.domains]
+    for stage, name, folder in places:
+        if folder.exists():
+            about = artifacts.load(folder, stage).about
+            abouts.setdefault(stage, {})[name] = about
+            fits = tuple(History.from_json(one) for one in about["history"])
+            histories.setdefault(stage, {})[name] = fits
+    return Learning(
+        {name: about["regularization"] for name, about in abouts.get("pretrain", {}).items()},
+        histories,
+        {name: about["attention"] for name, about in abouts.get("art", {}).items()},
+    )
