@@ -1,5 +1,6 @@
 """Tables, page and progress lines, on results made up for the purpose."""
 
+import dataclasses
 import io
 import math
 import re
@@ -60,7 +61,7 @@ def result(found, names, *, warnings=(), learning=None):
     learning = learning or Learning(
         {},
         {
-            "pretrain": {n: (history(0.1, 0.2), history(0.2, 0.25, 0.24)) for n in names},
+            "pretrain": {n: (history(0.1, 0.2), history(0.1, 0.25, 0.24)) for n in names},
             "cat": {"all": (history(-0.9, -0.5, -0.6),)},
             "art": {n: (history(0.25),) for n in names},
         },
@@ -162,13 +163,13 @@ def test_large_data_with_long_names_fit_80_columns():
     assert "101,981,793" in text
     assert "…" not in text
     # eight domains: the matrix goes on below
-    assert re.search(r"users shared with +1 +2 +3 +4 +5 +6 *\n", text)
-    assert re.search(r"users shared with +7 +8 *\n", text)
+    assert re.search(r"shared users +1 +2 +3 +4 +5 +6 *\n", text)
+    assert re.search(r"shared users +7 +8 *\n", text)
     assert "warning: ids \\x1b[2J are odd" in text
 
 
 def test_one_domain_has_no_shared_users():
-    assert "shared with" not in rendered(tables.overlap(overlap(["tv"])))
+    assert "shared users" not in rendered(tables.overlap(overlap(["tv"])))
 
 
 def test_recommendations_stand_together_by_user_and_are_no_markup():
@@ -228,7 +229,7 @@ def test_the_page_is_whole_and_needs_nothing_else():
     assert all(box["aria-label"] and box["tabindex"] == "0" for box in boxes)
     svgs = [attributes for tag, attributes in tags.seen if tag == "svg"]
     assert len(svgs) == 7
-    assert "pretrain, tv: validation NDCG@10 from 0.1000 to 0.2500 at epoch 2" in tags.texts
+    assert "pretrain, tv: validation NDCG@10 from 0.1000 to 0.2500 at epoch 1" in tags.texts
     assert "cat, all domains: validation loss from 0.9000 to 0.5000 at epoch 1" in tags.texts
 
 
@@ -254,6 +255,14 @@ def test_names_and_settings_are_escaped():
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
     assert "&lt;tv&gt;.csv" in page
     assert "Run a&lt;b" in page
+    read_page(page)
+
+
+def test_a_run_in_memory_has_no_folder_and_no_costs():
+    found = dataclasses.replace(result(metrics(), ["tv"]), path=None, manifest={})
+    page = html.render(found)
+    assert "Run in memory" in page
+    assert "Wall time" not in page
     read_page(page)
 
 
@@ -330,7 +339,7 @@ def test_without_a_terminal_each_stage_leaves_one_plain_line(tmp_path):
     lines = out.getvalue().splitlines()
     assert lines == [
         "pretrain tv           NDCG@10 0.3000  2 epochs, 1.0 M samples/s, 0.0 s",
-        "cat      all domains  loss 0.2500  1 epochs, 0.5 k samples/s, 0.0 s",
+        "cat      all domains  loss 0.2500  1 epoch, 0.5 k samples/s, 0.0 s",
         "art      tv           was complete",
         "[red]a line",
     ]

@@ -82,7 +82,7 @@ def fit(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, command=sys.argv,
         )  # fmt: skip
-    tables.show(tables.finished(result))
+    tables.show(tables.of_run(result), tables.next_step(result, out))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from musketeers import artifacts, runs
@@ -173,7 +173,7 @@ def _history(
             yield Text(f"bought in {name}: {'; '.join(names)}{more}", style="dim")
 
 
-def _next_steps(out: Path, config: Path) -> RenderableType:
+def _next_steps(out: Path, config: Path) -> str:
     """Commands to try, as they can be pasted."""
     run = shlex.quote(str(out))
     steps: Mapping[str, str] = {
@@ -183,4 +183,4 @@ def _next_steps(out: Path, config: Path) -> RenderableType:
         "Other settings": f"edit {shlex.quote(str(config))}, then follow its first lines",
         "Your own data": "musketeers fit --help",
     }
-    return Group(Text(), *(Text(f"{what:<18} {how}") for what, how in steps.items()))
+    return "\n".join(f"{what:<18} {how}" for what, how in steps.items())

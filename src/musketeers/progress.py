@@ -134,8 +134,9 @@ class Tally:
         if not self.epochs:
             return f"{self._name()}  was complete"
         spent = duration(time.perf_counter() - self.start)
-        epochs = len(self._trained())
-        return f"{self._name()}  {self._best()}  {epochs} epochs, {self._rate()} samples/s, {spent}"
+        n = len(self._trained())
+        epochs = f"{n} epoch{'' if n == 1 else 's'}"
+        return f"{self._name()}  {self._best()}  {epochs}, {self._rate()} samples/s, {spent}"
 
     def _name(self) -> str:
         return f"{self.stage:<8} {self.domain or 'all domains':<11}"

@@ -10,7 +10,7 @@ from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.report.style import STYLE
-from musketeers.report.svg import learning_curve
+from musketeers.report.svg import learning_curves
 from musketeers.report.words import (
     LEGEND,
     duration,
@@ -33,7 +33,8 @@ _STAGES = {
 
 def render(result: RunResult) -> str:
     """The page as HTML text.  Names are escaped; what a run lacks is left out."""
-    name, differences = escape(result.path.resolve().name), result.differences()
+    folder, differences = result.path, result.differences()
+    name = escape(folder.resolve().name if folder else "in memory")
     parts = (
         _section("Comparison", _comparison(result.metrics, differences)),
         _section("Learning curves", _curves(result.learning)),
@@ -57,11 +58,13 @@ def _section(title: str, content: str) -> str:
 
 
 def _lead(result: RunResult, differences: Mapping[Cell, Difference]) -> str:
-    manifest = result.manifest
-    when = (
-        f"Started {manifest['started']}, seed {result.config.seed}, threads {manifest['threads']}."
+    facts = [f"seed {result.config.seed}"]
+    if result.manifest:
+        facts += [f"started {result.manifest['started']}", f"threads {result.manifest['threads']}"]
+    return (
+        f'<p class="lead">{escape(headline(differences))}</p>'
+        f'<p class="soft">{escape(", ".join(facts))}</p>'
     )
-    return f'<p class="lead">{escape(headline(differences))}</p><p class="soft">{escape(when)}</p>'
 
 
 def _warnings(lines: Sequence[str]) -> str:
@@ -123,13 +126,16 @@ def _curves(learning: Learning) -> str:
 
 
 def _curve(stage: str, domain: str, fits: Sequence[History]) -> str:
-    """The fits of one stage after each other; only the first one's epoch 0 is new."""
-    valid = [e.valid for n, fit in enumerate(fits) for e in fit.epochs if n == 0 or e.number > 0]
-    best, name, what, values = valid.index(max(valid)), domain, "NDCG@10", valid
-    if stage == "cat":  # its validation value is minus a loss
-        name, what, values = "all domains", "loss", [-value for value in valid]
-    picture = learning_curve(values, best=best, what=f"validation {what}", where=f"{stage}, {name}")
-    label = f"{name}: {what} {values[best]:.4f} at epoch {best} of {len(values) - 1}"
+    chosen = max(range(len(fits)), key=lambda n: fits[n].best.valid)
+    epoch = fits[chosen].best.number
+    # cat's validation value is minus a loss
+    sign, name, what = (-1, "all domains", "loss") if stage == "cat" else (1, domain, "NDCG@10")
+    curves = [[sign * epoch.valid for epoch in fit.epochs] for fit in fits]
+    picture = learning_curves(
+        curves, best=(chosen, epoch), what=f"validation {what}", where=f"{stage}, {name}"
+    )
+    tried = f", best of {len(fits)} strengths of regularization" if len(fits) > 1 else ""
+    label = f"{name}: {what} {curves[chosen][epoch]:.4f} at epoch {epoch}{tried}"
     return f"<figure>{picture}<figcaption>{escape(label)}</figcaption></figure>"
 
 
@@ -205,6 +211,8 @@ def _heat(
 
 
 def _cost(manifest: Mapping[str, Any]) -> str:
+    if not manifest:
+        return ""
     seconds = manifest["seconds"]
     rows = [_row(stage, [duration(s)]) for stage, s in seconds.items()]
     versions = [_row(name, [escape(str(v))]) for name, v in manifest["versions"].items()]

@@ -39,6 +39,7 @@ svg { width: 100%; height: auto; max-width: 420px; }
 svg text { fill: var(--soft); font-size: 11px; }
 .axis { fill: none; stroke: var(--line); }
 polyline { fill: none; stroke: var(--mark); stroke-width: 1.8; stroke-linejoin: round; }
+.pale polyline { stroke: var(--soft); stroke-width: 1; opacity: .6; }
 circle { fill: var(--mark); }
 pre { background: color-mix(in srgb, var(--line) 35%, var(--page)); padding: .7rem;
   border-radius: 4px; font-size: .85rem; }

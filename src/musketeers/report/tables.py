@@ -4,6 +4,7 @@ import io
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import polars as pl
 from rich import box
@@ -34,10 +35,15 @@ _WIDEST_MATRIX = 6
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to stdout; a character that its encoding lacks becomes a question mark."""
+    """Print to stdout; a character that its encoding lacks becomes a question mark.
+
+    Plain strings are lines to copy: printed as they are, never broken.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    Console(highlight=False).print(*parts, sep="\n")
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def comparison(
@@ -72,18 +78,13 @@ def of_run(result: RunResult) -> RenderableType:
     return comparison(result.metrics, result.differences())
 
 
-def finished(result: RunResult) -> RenderableType:
-    """The comparison, where the rest is, and what to do next."""
-    run, domain = result.path, next(iter(result.recommender.domains))
+def next_step(result: RunResult, run: Path) -> str:
+    """Where the run and its report are, and a command to try, as lines to copy."""
+    domain = next(iter(result.recommender.domains))
     rows = result.recommender.domains[domain].known.nonzero()[0][:1]
     user = result.recommender.users.ids(rows)[0]
     command = ["musketeers", "recommend", str(run), "--domain", domain, "--user", str(user)]
-    return Group(
-        of_run(result),
-        Text(f"Run:    {run}"),
-        Text(f"Report: {run / 'report.html'}"),
-        Text(f"Next:   {printable(shlex.join(command))}"),
-    )
+    return f"Run:    {run}\nReport: {run / 'report.html'}\nNext:   {printable(shlex.join(command))}"
 
 
 def overlap(report: OverlapReport) -> RenderableType:
@@ -143,7 +144,7 @@ def _common(report: OverlapReport) -> Iterator[RenderableType]:
     names = list(report.domains)
     for start in range(0, len(names) if len(names) > 1 else 0, _WIDEST_MATRIX):
         shown = range(start, min(start + _WIDEST_MATRIX, len(names)))
-        table = _table("users shared with", *(str(n + 1) for n in shown))
+        table = _table("shared users", *(str(n + 1) for n in shown), gap=0)
         for n, name in enumerate(names):
             cells = [Text("·") if n == m else f"{report.common[n][m]:,}" for m in shown]
             table.add_row(Text(f"{n + 1} {name}"), *cells)
