@@ -134,11 +134,11 @@ class CatConfig(_Section):
 class ArtConfig(_Section):
     """Stage 3: what a target domain takes from the others, by attention."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 2e-3
     """Adam's step for the network; the items go on with stage 1's own."""
     regularization: NotNegative = 0.02
     """L2 strength, per interaction, on what is added to a user's own vector."""
-    batch_size: Count = 256
+    batch_size: Count = 512
     """Users per step of the network; all of a user's items are in one step."""
     dropout: Share = 0.1
     """Share of attention weights that a training step drops."""

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from musketeers.errors import DivergedError
 _LAST, _BEST = "last/", "best/"
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What a stage supplies; the loop knows nothing more about it."""
 
@@ -36,6 +37,7 @@ class Trainable(Protocol):
         ...
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """A place that holds the latest progress of one fit."""
 
@@ -48,6 +50,7 @@ class Checkpoint(Protocol):
         ...
 
 
+@runtime_checkable
 class Job(Protocol):
     """Where one fit keeps its progress and who watches it."""
 

@@ -100,7 +100,7 @@ class _Transfer:
             len(sources.domains), aligned.shape[1], dropout=config.art.dropout, generator=init
         )
         self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.art.learning_rate, weight_decay=0
+            self.model.parameters(), lr=config.art.learning_rate, weight_decay=0, fused=True
         )
         self.lanes = ItemLanes(
             alone.factors.items.copy(), alone.item_squares.copy(), n_lanes=validation.n_threads
