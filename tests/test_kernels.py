@@ -1,0 +1,287 @@
+"""The compiled BPR loops against their formulas in float64, and the lanes that run them."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from scipy.stats import chisquare
+
+from musketeers.data.interactions import Interactions
+from musketeers.pretrain import kernels
+from musketeers.pretrain.lanes import ItemLanes, even_parts
+
+START = 1e-3
+
+
+def softplus_loss(user, first, second):
+    return np.logaddexp(0, -(user @ (first - second)))
+
+
+def slope(function, at, step=1e-6):
+    """Central differences, coordinate by coordinate."""
+    result = np.empty_like(at)
+    for place in np.ndindex(at.shape):
+        ahead, behind = at.copy(), at.copy()
+        ahead[place] += step
+        behind[place] -= step
+        result[place] = (function(ahead) - function(behind)) / (2 * step)
+    return result
+
+
+class Slow:
+    """Stage 1 by its definition: the stated loss, its slope, Adagrad row by row, in float64."""
+
+    def __init__(self, users, items, *, rate, strength):
+        self.users, self.items = users.astype(np.float64), items.astype(np.float64)
+        self.user_squares = np.full(len(users), START)
+        self.item_squares = np.full(len(items), START)
+        self.rate, self.strength = rate, strength
+
+    def step(self, u, i, j):
+        """Learn that `u` likes `i` more than `j`; the loss before."""
+        rows = np.stack([self.users[u], self.items[i], self.items[j]])
+
+        def stated(rows):
+            return softplus_loss(*rows) + self.strength / 2 * (rows**2).sum()
+
+        gradients = slope(stated, rows)
+        places = ((self.users, self.user_squares, u), (self.items, self.item_squares, i),
+                  (self.items, self.item_squares, j))  # fmt: skip
+        for (table, squares, row), gradient in zip(places, gradients, strict=True):
+            squares[row] += (gradient**2).mean()
+            table[row] -= self.rate / np.sqrt(squares[row]) * gradient
+        return softplus_loss(*rows)
+
+
+def tables(rng, *, n_users, n_items, dim=4):
+    users = rng.normal(size=(n_users, dim)).astype(np.float32)
+    items = rng.normal(size=(n_items, dim)).astype(np.float32)
+    return users, items
+
+
+def liked(lists, *, n_items):
+    users = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
+    items = np.array([item for one in lists for item in one], dtype=int)
+    return Interactions.from_pairs(users, items, n_users=len(lists), n_items=n_items)
+
+
+def train_users(train, users, items, *, order=None, rate=0.1, strength=0.05, candidates=1, key=7):
+    """Everything that `kernels.train_users` changes, as copies, and its loss."""
+    users, items = users.copy(), items.copy()
+    user_squares = np.full(len(users), START, np.float32)
+    item_squares = np.full(len(items), START, np.float32)
+    touched = np.zeros(len(items), np.bool_)
+    loss = kernels.train_users(
+        np.arange(len(users)) if order is None else order, train.indptr, train.items,
+        users, user_squares, items, item_squares, touched,
+        np.float32(rate), np.float32(strength), candidates, np.uint64(key),
+    )  # fmt: skip
+    return users, user_squares, items, item_squares, touched, loss
+
+
+def train_items(train, vectors, items, *, order=None, rate=0.0, strength=0.05, candidates=1, key=7):
+    """Likewise for `kernels.train_items`; the gradients come first."""
+    items = items.copy()
+    gradients = np.full_like(vectors, 9)
+    squares = np.full(len(items), START, np.float32)
+    touched = np.zeros(len(items), np.bool_)
+    loss = kernels.train_items(
+        np.arange(len(vectors)) if order is None else order, vectors, gradients,
+        train.indptr, train.items, items, squares, touched,
+        np.float32(rate), np.float32(strength), candidates, np.uint64(key),
+    )  # fmt: skip
+    return gradients, items, squares, touched, loss
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+@pytest.mark.parametrize("free", [0, 1])
+def test_one_user_and_one_item_make_the_stated_step(free, candidates):
+    rng = np.random.default_rng(0)
+    users, items = tables(rng, n_users=3, n_items=2)
+    train = liked([[], [], [1 - free]], n_items=2)
+    slow = Slow(users, items, rate=0.1, strength=0.05)
+    expected = slow.step(2, 1 - free, free)
+    after, user_squares, items_after, item_squares, touched, loss = train_users(
+        train, users, items, order=np.array([2]), candidates=candidates
+    )
+    assert loss == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(after, slow.users, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(items_after, slow.items, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(user_squares, slow.user_squares, rtol=1e-5)
+    np.testing.assert_allclose(item_squares, slow.item_squares, rtol=1e-5)
+    np.testing.assert_array_equal(after[:2], users[:2])
+    assert touched.all()
+
+
+@given(st.integers(0, 2**32), st.integers(2, 6), st.integers(1, 5), st.floats(0, 0.3))
+@settings(deadline=None, max_examples=25)
+def test_a_pass_is_those_steps_in_the_order_of_users_and_items(seed, n_items, n_users, strength):
+    rng = np.random.default_rng(seed)
+    users, items = tables(rng, n_users=n_users, n_items=n_items)
+    free = rng.integers(n_items, size=n_users)  # one item is left, so the negative is known
+    train = liked([[i for i in range(n_items) if i != f] for f in free], n_items=n_items)
+    slow = Slow(users, items, rate=0.05, strength=strength)
+    order = rng.permutation(n_users)
+    expected = sum(slow.step(u, i, free[u]) for u in order.tolist() for i in train.of(u))
+    after, _, items_after, _, _, loss = train_users(
+        train, users, items, order=order, rate=0.05, strength=strength
+    )
+    assert loss == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(after, slow.users, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(items_after, slow.items, rtol=1e-3, atol=1e-4)
+
+
+def test_items_learn_the_same_whether_users_do_or_not():
+    """With one item a user, the item's step is the same in both loops."""
+    rng = np.random.default_rng(1)
+    users, items = tables(rng, n_users=1, n_items=2)
+    train = liked([[0]], n_items=2)
+    *_, from_users, squares_from_users, touched, loss = train_users(train, users, items)
+    _, from_items, squares, touched_too, loss_too = train_items(train, users, items, rate=0.1)
+    np.testing.assert_allclose(from_items, from_users, rtol=1e-6)
+    np.testing.assert_allclose(squares, squares_from_users, rtol=1e-6)
+    assert touched.all()
+    assert touched_too.all()
+    assert loss == pytest.approx(loss_too)
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_the_gradient_for_users_is_the_slope_of_their_summed_loss(candidates):
+    rng = np.random.default_rng(2)
+    users, items = tables(rng, n_users=6, n_items=9)
+    train = liked([[0, 3], [1], [2, 4, 8], [5, 6], [], [0, 1, 2, 3, 4, 5, 6, 7]], n_items=9)
+    order = np.array([3, 0, 5, 1, 4])
+    vectors = users[order]
+
+    def summed(vectors):  # draws are keyed by user, so they stay the same
+        return train_items(
+            train, vectors.astype(np.float32), items, order=order, candidates=candidates
+        )[-1]
+
+    gradients = train_items(train, vectors, items, order=order, candidates=candidates)[0]
+    np.testing.assert_allclose(
+        gradients, slope(summed, vectors.astype(np.float64), 2e-3), atol=5e-4
+    )
+    np.testing.assert_array_equal(gradients[4], 0)
+
+
+def test_items_that_do_not_learn_stay_bit_by_bit():
+    rng = np.random.default_rng(3)
+    users, items = tables(rng, n_users=5, n_items=7)
+    train = liked([[0, 6], [1, 2], [3], [4, 5], [0]], n_items=7)
+    _, after, squares, touched, _ = train_items(train, users, items, candidates=4)
+    assert after.tobytes() == items.tobytes()
+    np.testing.assert_array_equal(squares, np.float32(START))
+    assert not touched.any()
+
+
+def test_a_user_who_likes_everything_has_no_negative_and_is_passed_over():
+    rng = np.random.default_rng(4)
+    users, items = tables(rng, n_users=1, n_items=3)
+    train = liked([[0, 1, 2]], n_items=3)
+    after, squares, items_after, _, touched, loss = train_users(train, users, items)
+    np.testing.assert_array_equal(after, users)
+    np.testing.assert_array_equal(items_after, items)
+    np.testing.assert_array_equal(squares, np.float32(START))
+    assert loss == 0
+    assert not touched.any()
+    gradients, items_after, _, _, loss = train_items(train, users, items, rate=0.1)
+    np.testing.assert_array_equal(gradients, 0)
+    np.testing.assert_array_equal(items_after, items)
+    assert loss == 0
+
+
+def drawn(train, vectors, *, candidates=1, key=7):
+    """How often each user got each item as a negative, read from the gradients.
+
+    With one-hot items a pair's gradient is push times (negative minus liked).
+    """
+    items = np.eye(train.n_items, dtype=np.float32)
+    return train_items(train, vectors, items, candidates=candidates, key=key)[0]
+
+
+def test_negatives_are_uniform_over_what_is_not_liked_the_first_and_last_item_included():
+    n_users, n_items = 5000, 12
+    rng = np.random.default_rng(5)
+    lists = [sorted(rng.choice(n_items, 3, replace=False)) for _ in range(n_users)]
+    train = liked(lists, n_items=n_items)
+    # at a user vector of zero every push is 1/2
+    times = 2 * drawn(train, np.zeros((n_users, n_items), np.float32))
+    free = np.ones((n_users, n_items), bool)
+    free[train.users(), train.items] = False
+    np.testing.assert_array_equal(times[~free], -1)
+    assert (times[free] >= 0).all()
+    np.testing.assert_array_equal((times * free).sum(axis=1), 3)
+    observed = (times * free).sum(axis=0)
+    expected = 3 * (free / free.sum(axis=1, keepdims=True)).sum(axis=0)
+    assert chisquare(observed, expected).pvalue > 0.01
+
+
+def test_the_hardest_of_several_candidates_is_learned_from():
+    n_users, n_items = 5000, 7
+    train = liked([[3]] * n_users, n_items=n_items)
+    vector = np.linspace(0, 0.3, n_items, dtype=np.float32)  # ascending: a later item is harder
+    gradients = drawn(train, np.tile(vector, (n_users, 1)), candidates=4)
+    observed = np.delete((gradients > 0).sum(axis=0), 3)
+    ranks = np.arange(1, n_items)  # of the 6 free items
+    expected = n_users * (ranks**4 - (ranks - 1) ** 4) / 6**4
+    assert chisquare(observed, expected).pvalue > 0.01
+
+
+def test_draws_depend_on_key_and_user_never_on_the_company():
+    train = liked([[0], [1], [2], [3]], n_items=64)
+    vectors = np.zeros((4, 64), np.float32)
+    together = drawn(train, vectors)
+    items = np.eye(64, dtype=np.float32)
+    alone = train_items(train, vectors[:1], items, order=np.array([2]))[0]
+    np.testing.assert_array_equal(alone[0], together[2])
+    assert not np.array_equal(drawn(train, vectors, key=8), together)
+
+
+def test_lanes_add_up_what_each_changed():
+    rng = np.random.default_rng(6)
+    # whole numbers, which float32 adds without rounding
+    items = rng.integers(-9, 9, (7, 3)).astype(np.float32)
+    squares = rng.integers(1, 9, 7).astype(np.float32)
+    lanes = ItemLanes(items.copy(), squares.copy(), n_lanes=3)
+    changes = rng.integers(-5, 5, (3, 7, 3)) * (rng.random((3, 7, 1)) < 0.5)
+    growth = rng.integers(0, 5, (3, 7)) * changes.any(axis=2)
+
+    def job(part, items, squares, touched):
+        lane = part.start
+        items += changes[lane].astype(np.float32)
+        squares += growth[lane].astype(np.float32)
+        touched |= changes[lane].any(axis=1)
+        return float(lane)
+
+    for passes in (1, 2):  # the second starts from the merged values in every lane
+        assert lanes.run(np.ones(3, np.int64), job) == 0 + 1 + 2
+        np.testing.assert_array_equal(lanes.items, items + passes * changes.sum(axis=0))
+        np.testing.assert_array_equal(lanes.squares, squares + passes * growth.sum(axis=0))
+
+
+def test_restored_lanes_all_start_from_the_saved_values():
+    lanes = ItemLanes(np.zeros((4, 2), np.float32), np.zeros(4, np.float32), n_lanes=2)
+    saved = np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.float32)
+    lanes.restore(*saved)
+    seen = []
+    lanes.run(np.ones(2, np.int64), lambda part, items, *_: seen.append(items.copy()) or 0.0)
+    np.testing.assert_array_equal(seen, [saved[0]] * 2)
+    np.testing.assert_array_equal(lanes.items, saved[0])
+    assert not np.shares_memory(lanes.items, saved[0])
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 9))
+def test_even_parts_are_neighbours_that_cover_all_users_at_about_equal_cost(costs, n_parts):
+    parts = even_parts(np.array(costs, dtype=np.int64), n_parts)
+    assert len(parts) == n_parts
+    rows = list(range(len(costs)))
+    assert [row for part in parts for row in rows[part]] == rows
+    most = sum(costs) / n_parts + max(costs, default=0)
+    assert all(sum(costs[part]) <= most + 1e-9 for part in parts)
+
+
+def test_even_parts_by_hand():
+    assert even_parts(np.array([4, 1, 1, 2]), 2) == [slice(0, 1), slice(1, 4)]
+    assert even_parts(np.array([9, 1, 1]), 3) == [slice(0, 1), slice(1, 1), slice(1, 3)]
+    assert even_parts(np.array([], dtype=np.int64), 2) == [slice(0, 0), slice(0, 0)]
