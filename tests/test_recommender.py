@@ -40,13 +40,12 @@ def table(pairs, *, n_users=4, n_items):
     return Interactions.from_pairs(users, items, n_users=n_users, n_items=n_items)
 
 
-def model(ids, users, items, *, train, held=(), n_users=4):
+def model(ids, users, items, *, train, held=(), n_users=4, transfers=True):
     pairs = table([*train, *held], n_users=n_users, n_items=len(ids))
     factors = Factors(np.array(users, np.float32), np.array(items, np.float32))
     known = table(list(train), n_users=n_users, n_items=len(ids))
-    return DomainModel.of(
-        Domain(Vocabulary.of(pl.Series(values=list(ids))), pairs), factors, train=known
-    )
+    domain = Domain(Vocabulary.of(pl.Series(values=list(ids))), pairs)
+    return DomainModel.of(domain, factors, train=known, transfers=transfers)
 
 
 def tv():
@@ -285,14 +284,14 @@ def test_parts_that_disagree_are_refused():
         r"'\.\./tv' is no domain name": (users, {"../tv": good}),
         "domain tv: 4 user vectors for 5 users; take all parts": (five, {"tv": good}),
         "domain tv: 3 user vectors for 4 users": (
-            users, {"tv": DomainModel.of(domain, short, train=good.seen)},
+            users, {"tv": DomainModel.of(domain, short, train=good.seen, transfers=True)},
         ),
         "5 marks of known users for 4 users": (
             users,
-            {"tv": DomainModel.of(domain, good.factors, train=table([], n_users=5, n_items=4))},
+            {"tv": DomainModel.of(domain, good.factors, train=table([], n_users=5, n_items=4), transfers=True)},
         ),
         "4 item vectors for 5 items": (
-            users, {"tv": DomainModel.of(Domain(five, good.seen), good.factors, train=good.seen)},
+            users, {"tv": DomainModel.of(Domain(five, good.seen), good.factors, train=good.seen, transfers=True)},
         ),
     }  # fmt: skip
     for message, (vocabulary, domains) in refused.items():
@@ -348,7 +347,7 @@ class TestLoadedFactors(PersonalScorerContract):
         likes[train.users(), train.items] = 1
         ids = Vocabulary.of(pl.Series(range(train.n_users)))
         factors = Factors(likes, (likes.T @ likes).T.copy())
-        domain = DomainModel.of(Domain(ids, train), factors, train=train)
+        domain = DomainModel.of(Domain(ids, train), factors, train=train, transfers=True)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "model"
             Recommender.of(ids, {"camps": domain}, {}).save(place)
@@ -505,3 +504,15 @@ def test_a_saved_model_is_plain_files(tmp_path):
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
     assert manifest["kind"] == "recommender"
     assert manifest["about"] == {"domains": ["tv", "film"], "about": ABOUT}
+
+
+def test_a_model_without_transfer_calls_nobody_cross_domain():
+    here = [[1, 0], [0, 1], [1, 1], [5, 5]]
+    for transfers, expected in ((True, "cross_domain"), (False, "popular")):
+        parts = {
+            "tv": model([1, 2], here, [[1, 0], [0, 1]], train=[(0, 0)], transfers=transfers),
+            "film": model([1, 2], here, [[1, 0], [0, 1]], train=[(1, 0)], transfers=transfers),
+        }
+        users = Vocabulary.of(pl.Series(["ann", "bob", "cat", "dan"]))
+        answer = Recommender.of(users, parts, {}).recommend("tv", ["bob"], k=1)
+        assert answer["strategy"].to_list() == [expected]

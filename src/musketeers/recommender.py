@@ -45,12 +45,17 @@ class DomainModel:
     popularity: Factors
     known: Bool[np.ndarray, " user"]
     """Whether the user has interactions in this domain's training data."""
+    transfers: bool
+    """Whether the vectors of other users come from the domains that know them."""
 
     @classmethod
-    def of(cls, domain: Domain, factors: Factors, *, train: Interactions) -> "DomainModel":
+    def of(
+        cls, domain: Domain, factors: Factors, *, train: Interactions, transfers: bool
+    ) -> "DomainModel":
         """The model `factors`, trained on `train`, of `domain`; `Recommender.of` checks it."""
         pairs = domain.pairs
-        return cls(domain.items, factors, pairs, popularity(pairs), train.known_users())
+        known = train.known_users()
+        return cls(domain.items, factors, pairs, popularity(pairs), known, transfers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +96,8 @@ class Recommender:
         `item_id` (type as fitted), `score` and `strategy`:
 
         * ``personalised``: the user has a history in this domain's training data;
-        * ``cross_domain``: only in that of others, from which the user's vector comes;
+        * ``cross_domain``: only in that of others, from which the user's vector comes
+          (of models that transfer; the others count such a user as ``popular``);
         * ``popular``: in none; items by their number of users, which is the score.
 
         Scores of different strategies or domains do not compare.  With `exclude_seen`, whatever
@@ -153,7 +159,7 @@ class Recommender:
         """Each user's place in `STRATEGIES`."""
         fitted = rows >= 0
         anywhere = np.zeros(len(rows), dtype=np.bool_)
-        for other in self.domains.values():
+        for other in self.domains.values() if model.transfers else ():
             anywhere |= other.known[rows] & fitted
         here = model.known[rows] & fitted
         return np.select([here, anywhere], [_PERSONALISED, _CROSS_DOMAIN], _POPULAR).astype(np.int8)
@@ -265,13 +271,15 @@ _LAYOUT: Mapping[str, tuple[type[np.generic], int]] = {
     "seen_indptr": (np.int64, 1),
     "seen_items": (np.int32, 1),
     "known": (np.bool_, 1),
+    "transfers": (np.bool_, 0),
 }
 """Each domain's tensors: type and number of axes.  Popularity is counted anew from `seen`."""
 
 
 def _arrays(model: DomainModel) -> dict[str, np.ndarray]:
     factors, seen = model.factors, model.seen
-    parts = factors.users, factors.items, seen.indptr, seen.items, model.known
+    transfers = np.array(model.transfers)
+    parts = factors.users, factors.items, seen.indptr, seen.items, model.known, transfers
     return dict(zip(_LAYOUT, parts, strict=True))
 
 
@@ -323,7 +331,8 @@ def _domain_model(folder: Path, found: Artifact, name: str) -> DomainModel:
         raise _damaged(folder, f"domain {name}: seen items {fault}")
     pairs = Interactions.from_csr(indptr, seen, n_items=len(items))
     factors = Factors(tensors["users"], tensors["items"])
-    return DomainModel(items, factors, pairs, popularity(pairs), tensors["known"])
+    known, transfers = tensors["known"], bool(tensors["transfers"])
+    return DomainModel(items, factors, pairs, popularity(pairs), known, transfers)
 
 
 def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:

@@ -280,11 +280,14 @@ def _result(
         "cat_art": {name: made.factors for name, made in models.transferred.items()},
     }
     metrics = _measure({name: factors[name] for name in measured}, data.splits, n_threads)
+    best = measured[-1]
     parts = {
-        name: DomainModel.of(domain, factors[measured[-1]][name], train=data.splits[name].train)
+        name: DomainModel.of(
+            domain, factors[best][name], train=data.splits[name].train, transfers=best == "cat_art"
+        )
         for name, domain in data.domains.domains.items()
     }
-    about = {"model": dict.fromkeys(parts, measured[-1]), "seed": config.seed}
+    about = {"model": dict.fromkeys(parts, best), "seed": config.seed}
     recommender = Recommender.of(data.domains.users, parts, about)
     return RunResult(
         path, config, {}, data.overlap, data.splits, metrics, Learning.of(models), recommender
