@@ -1,0 +1,257 @@
+"""From files to a finished run folder and back; and the same in memory."""
+
+import json
+import tomllib
+from contextlib import contextmanager
+
+import numpy as np
+import polars as pl
+import pytest
+
+import musketeers
+from musketeers import config as configuration
+from musketeers.data.synthetic import frames, planted
+from musketeers.errors import ArtifactError, ConfigError, RunError
+from musketeers.runs import evaluate_run, fit_run
+from musketeers.seeding import Seed
+
+METRICS = ["precision@10", "recall@10", "ndcg@10", "precision@20", "recall@20", "ndcg@20"]
+SETTINGS = {
+    "seed": 3,
+    "dim": 6,
+    "pretrain": {"max_epochs": 6, "patience": 3, "halvings": 1, "regularization": 0.07},
+    "cat": {"max_epochs": 4, "batch_size": 64},
+    "art": {"max_epochs": 4, "batch_size": 64},
+}
+COLUMNS = {"min_user": 2, "min_item": 2}
+
+
+def tables(names=("tv", "film", "music")):
+    data = planted(names, Seed(0), n_users=120, n_items=40, known=0.7, common=0.9)
+    return frames(data.domains)
+
+
+def settings(folder, names=("tv", "film", "music")):
+    """Settings for files that are written to `folder`."""
+    for name, frame in tables(names).items():
+        frame.write_parquet(folder / f"{name}.parquet")
+    domains = {name: f"{name}.parquet" for name in names}
+    return configuration.parse({**SETTINGS, "data": {**COLUMNS, "domains": domains}}, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run; tests may read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    return fit_run(settings(folder), folder, folder / "run", threads=1, command=["fit", "x.toml"])
+
+
+class Listening:
+    """A `Watch` that notes what it hears."""
+
+    def __init__(self):
+        self.lines, self.stages = [], []
+
+    @contextmanager
+    def stage(self, stage, domain, *, samples, max_epochs):
+        numbers = []
+        yield lambda epoch: numbers.append(epoch.number)
+        self.stages.append((stage, domain, samples, max_epochs, numbers))
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def same_metrics(one, other):
+    assert one.keys() == other.keys()
+    for model in one:
+        assert list(one[model]) == list(other[model])
+        for domain, found in one[model].items():
+            np.testing.assert_array_equal(found.users, other[model][domain].users)
+            for name, values in found.values.items():
+                assert values.tobytes() == other[model][domain].values[name].tobytes()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_folder_holds_what_it_should(done):
+    names = {str(path.relative_to(done.path)) for path in done.path.rglob("*") if path.is_file()}
+    stages = ["cat", "data", *(f"{s}/{n}" for s in ("pretrain", "art") for n in tables())]
+    artifacts = {f"{s}/{f}" for s in stages for f in ("manifest.json", "tensors.safetensors")}
+    model = {f"model/{f}" for f in ("manifest.json", "tensors.safetensors", "users.parquet")}
+    model |= {f"model/items-{name}.parquet" for name in tables()}
+    own = {"config.toml", "manifest.json", "metrics.json", "metrics.parquet", "report.html"}
+    assert names == own | artifacts | model | {".lock"}
+
+
+def test_the_saved_settings_are_complete_and_fit_the_same_again(done):
+    text = (done.path / "config.toml").read_text()
+    assert tomllib.loads(text)["split"] == {"method": "random", "test": 0.2, "valid": 0.16}
+    assert configuration.load(done.path / "config.toml") == done.config
+
+
+def test_the_manifest_says_where_the_run_comes_from(done):
+    manifest = json.loads((done.path / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["seed"] == 3
+    assert manifest["threads"] == 1
+    assert manifest["command"] == ["fit", "x.toml"]
+    assert manifest["resumed"] == []
+    assert manifest["versions"].keys() >= {"musketeers", "numpy", "torch"}
+    assert manifest["data"].keys() == {*tables(), "models"}
+    assert all(len(manifest["data"][name]) == 64 for name in tables())
+    stages = {f"{s}/{n}" for s in ("pretrain", "art") for n in tables()}
+    assert manifest["seconds"].keys() == stages | {"cat/all", "evaluate", "save"}
+    assert manifest["peak_memory_bytes"] > 1 << 20
+
+
+def test_the_means_are_those_of_the_users(done):
+    found = json.loads((done.path / "metrics.json").read_text())
+    assert found.keys() == {"format", "split", "models"}
+    assert (found["format"], found["split"]) == (1, "test")
+    assert list(found["models"]) == ["pop", "smf", "cat_art"]
+    frame = pl.read_parquet(done.path / "metrics.parquet")
+    assert frame.schema == {
+        "model": pl.String, "domain": pl.String, "user_id": pl.String,
+        "metric": pl.String, "value": pl.Float64,
+    }  # fmt: skip
+    rows = 0
+    for model, domains in found["models"].items():
+        assert list(domains) == list(tables())
+        for domain, means in domains.items():
+            assert list(means) == ["users", *METRICS]
+            assert means["users"] == done.splits[domain].test.known_users().sum()
+            for metric in METRICS:
+                cell = frame.filter(model=model, domain=domain, metric=metric)
+                assert cell["user_id"].n_unique() == len(cell) == means["users"]
+                assert means[metric] == pytest.approx(cell["value"].mean(), rel=1e-12)
+                rows += len(cell)
+    assert rows == len(frame)
+
+
+def test_the_report_stands_by_itself(done):
+    page = (done.path / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert all(name in page for name in tables())
+    assert "src=" not in page
+
+
+def test_in_memory_is_bitwise_the_same_as_in_a_folder(done, tmp_path):
+    given = tables()
+    kept = {name: frame.clone() for name, frame in given.items()}
+    result = musketeers.fit(given, threads=1, data=COLUMNS, **SETTINGS)
+    assert result.path is None
+    assert result.manifest == {}
+    same_metrics(result.metrics, done.metrics)
+    assert all(given[name].equals(frame) for name, frame in kept.items())
+    for name, model in result.recommender.domains.items():
+        saved = done.recommender.domains[name]
+        assert model.factors.users.tobytes() == saved.factors.users.tobytes()
+        assert model.factors.items.tobytes() == saved.factors.items.tobytes()
+    assert result.learning.regularization == done.learning.regularization
+    assert result.learning.attention == done.learning.attention
+    result.recommender.save(tmp_path / "model")
+    again = musketeers.Recommender.load(tmp_path / "model")
+    users = given["tv"]["user_id"].unique().sort()
+    assert again.recommend("tv", users).equals(done.recommender.recommend("tv", users))
+
+
+def test_measuring_the_saved_models_gives_the_saved_numbers(done):
+    before = contents(done.path)
+    same_metrics(evaluate_run(done.path, threads=1).metrics, done.metrics)
+    same_metrics(evaluate_run(done.path, threads=2).metrics, done.metrics)
+    assert contents(done.path) == before
+
+
+def test_what_was_learned_comes_back(done):
+    learning = done.learning
+    assert learning.histories.keys() == {"pretrain", "cat", "art"}
+    assert learning.histories["cat"].keys() == {"all"}
+    for stage in ("pretrain", "art"):
+        assert learning.histories[stage].keys() == set(tables())
+    assert all(0.035 <= strength <= 0.07 for strength in learning.regularization.values())
+    assert learning.attention["tv"].keys() == {"film", "music"}
+    assert len(done.differences()) == len(tables()) * len(METRICS)
+
+
+def test_the_watch_hears_of_every_fit(tmp_path):
+    heard = Listening()
+    fit_run(settings(tmp_path), tmp_path, tmp_path / "run", threads=1, watch=heard)
+    names = list(tables())
+    expected = [("pretrain", n) for n in names] + [("cat", None)] + [("art", n) for n in names]
+    assert [stage[:2] for stage in heard.stages] == expected
+    for stage, _, samples, max_epochs, numbers in heard.stages:
+        assert samples > 0
+        assert max_epochs == SETTINGS[stage]["max_epochs"]
+        assert numbers[0] == 0
+        assert max(numbers) <= max_epochs
+
+
+def test_one_domain_is_fitted_alone_and_says_so(tmp_path):
+    heard = Listening()
+    alone = fit_run(settings(tmp_path, ("tv",)), tmp_path, tmp_path / "run", threads=1, watch=heard)
+    assert any("tv is the only domain: SMF alone will be fitted" in line for line in heard.lines)
+    assert list(alone.metrics) == ["pop", "smf"]
+    assert alone.differences() == {}
+    assert alone.recommender.about["model"] == {"tv": "smf"}
+    assert not (alone.path / "cat").exists()
+    in_memory = musketeers.fit(tables(("tv",)), threads=1, data=COLUMNS, **SETTINGS)
+    same_metrics(in_memory.metrics, alone.metrics)
+
+
+def test_only_trains_and_measures_one_model(done, tmp_path):
+    chosen = settings(tmp_path)
+    for model, stages in (("pop", []), ("smf", ["pretrain"]), ("cat_art", ["art", "pretrain"])):
+        found = fit_run(chosen, tmp_path, tmp_path / model, threads=1, only=model)
+        assert list(found.metrics) == [model]
+        same_metrics(found.metrics, {model: done.metrics[model]})
+        assert [s for s in ("art", "pretrain") if (found.path / s).exists()] == stages
+        assert found.recommender.about["model"] == dict.fromkeys(tables(), model)
+        same_metrics(evaluate_run(found.path, threads=1).metrics, found.metrics)
+
+
+def test_a_model_that_cannot_be_had_is_refused(tmp_path):
+    chosen = settings(tmp_path, ("tv",))
+    with pytest.raises(ConfigError, match=r"no model 'ease'; choose one of pop, smf, cat_art"):
+        fit_run(chosen, tmp_path, tmp_path / "run", only="ease")
+    with pytest.raises(ConfigError, match=r"cat_art needs at least two domains; .* fit smf"):
+        fit_run(chosen, tmp_path, tmp_path / "run", only="cat_art")
+    with pytest.raises(ConfigError, match=r"threads is 0; use 1 or more"):
+        fit_run(chosen, tmp_path, tmp_path / "run", threads=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_never_written_again(done):
+    before = contents(done.path)
+    base = done.path.parent
+    with pytest.raises(RunError, match=r"holds a finished run, never overwritten; choose another"):
+        fit_run(done.config, base, done.path, threads=1)
+    again = fit_run(done.config, base, done.path, threads=1, resume=True)
+    same_metrics(again.metrics, done.metrics)
+    assert contents(done.path) == before
+
+
+@pytest.mark.parametrize("place", ["pretrain/tv", "cat", "art/film", "data", "model"])
+def test_an_altered_artefact_is_refused_by_name(done, place):
+    file = done.path / place / "tensors.safetensors"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ArtifactError, match=rf"{place}/tensors\.safetensors"):
+            musketeers.open_run(done.path)
+    finally:
+        file.write_bytes(whole)
+    musketeers.open_run(done.path)
+
+
+def test_metrics_that_cannot_be_read_are_refused_by_name(done):
+    file = done.path / "metrics.parquet"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ArtifactError, match=r"metrics\.parquet: cannot be read"):
+            musketeers.open_run(done.path)
+    finally:
+        file.write_bytes(whole)
