@@ -108,7 +108,7 @@ FULL = Plan(
 QUICK = Plan(
     n_users=20_000, n_items=5_000, n_pairs=850_000, runs=3, samples=2_000_000,
     ours=PretrainConfig(halvings=1, max_epochs=10, patience=3),
-    synthetic_grid=QUICK_GRID, synthetic_ladder=(5, 10), stage_epochs=3,
+    synthetic_grid=QUICK_GRID, synthetic_ladder=(5, 10), stage_epochs=2,
 )  # fmt: skip
 
 
