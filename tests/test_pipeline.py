@@ -31,9 +31,9 @@ def settings(seed=0, **sections):
             "seed": seed,
             "dim": 8,
             "data": DataConfig(domains=dict.fromkeys(NAMES, "-")),
-            "pretrain": PretrainConfig(max_epochs=30, patience=5, halvings=3),
-            "cat": CatConfig(max_epochs=30),
-            "art": ArtConfig(max_epochs=40),
+            "pretrain": PretrainConfig(max_epochs=20, patience=4, halvings=0, regularization=0.05),
+            "cat": CatConfig(max_epochs=20),
+            "art": ArtConfig(max_epochs=30),
             **sections,
         }
     )
@@ -56,11 +56,25 @@ def mean_ndcg(models, splits):
     return np.mean([ndcg(models[n].factors, s.test, s.seen()) for n, s in splits.items()])
 
 
-def gain(seed, *, common):
-    """NDCG@10 of CAT-ART less that of every domain alone."""
-    splits = planted(NAMES, Seed(seed), common=common).splits
-    models = trained(splits, settings(seed))
-    return mean_ndcg(models.transferred, splits) - mean_ndcg(models.alone, splits)
+def gains(splits, seed):
+    """NDCG@10 of CAT-ART less that of every domain alone, and less that of the control.
+
+    The control trains the items on just as long, but sees no other domain.
+    """
+    config, root = settings(seed), Seed(seed)
+    models = trained(splits, config)
+    looked_at = validations(splits, root, n_threads=1)
+    known = {name: one.train.known_users() for name, one in splits.items()}
+    shared = UserEmbeddings.collect({n: models.alone[n].factors.users for n in NAMES}, known)
+    control = {
+        name: transfer(
+            name, one, looked_at[name], models.alone[name], shared.hidden(),
+            models.aligned.users, config, root.child("art", name), Unwatched(),
+        )
+        for name, one in splits.items()
+    }  # fmt: skip
+    reached = mean_ndcg(models.transferred, splits)
+    return reached - mean_ndcg(models.alone, splits), reached - mean_ndcg(control, splits)
 
 
 def bits(models):
@@ -73,36 +87,16 @@ def bits(models):
 
 
 def test_shared_taste_makes_every_domain_better():
-    gains = [gain(seed, common=0.9) for seed in range(3)]
-    assert min(gains) > 0.01
-    assert np.mean(gains) > 0.02
+    """By other domains' knowledge, and not by the longer training of its items."""
+    found = [gains(planted(NAMES, Seed(s), common=0.9).splits, s) for s in range(3)]
+    assert np.min(found) > 0.01
+    assert np.mean(found, axis=0).min() > 0.02
 
 
 def test_private_taste_neither_helps_nor_harms():
-    gains = [gain(seed, common=0.0) for seed in range(3)]
-    assert min(gains) > -0.01
-    assert abs(np.mean(gains)) < 0.005
-
-
-def test_the_gain_is_transfer_and_not_longer_training():
-    """The control trains the items on just as long, but sees no other domain."""
-    gains = []
-    for seed in range(2):
-        splits = planted(NAMES, Seed(seed), common=0.9).splits
-        config, root = settings(seed), Seed(seed)
-        models = trained(splits, config)
-        looked_at = validations(splits, root, n_threads=1)
-        known = {name: one.train.known_users() for name, one in splits.items()}
-        shared = UserEmbeddings.collect({n: models.alone[n].factors.users for n in NAMES}, known)
-        control = {
-            name: transfer(
-                name, one, looked_at[name], models.alone[name], shared.hidden(),
-                models.aligned.users, config, root.child("art", name), Unwatched(),
-            )
-            for name, one in splits.items()
-        }  # fmt: skip
-        gains.append(mean_ndcg(models.transferred, splits) - mean_ndcg(control, splits))
-    assert min(gains) > 0.01
+    found = [gains(planted(NAMES, Seed(s), common=0.0).splits, s) for s in range(3)]
+    assert np.abs(found).max() < 0.015
+    assert np.abs(np.mean(found, axis=0)).max() < 0.0075
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -163,13 +157,11 @@ def without_history(splits, target, rng):
 
 
 def test_users_of_some_domains_only_are_served_well_where_they_are_new():
-    """Partial overlap, settings as they come but for the width."""
     for seed in range(3):
         splits = planted(NAMES, Seed(seed), common=0.9, known=0.6).splits
         splits, wanted = without_history(splits, "a", np.random.default_rng(seed))
-        data = DataConfig(domains=dict.fromkeys(NAMES, "-"))
-        models = trained(splits, RunConfig(seed=seed, dim=16, data=data))
-        assert mean_ndcg(models.transferred, splits) > mean_ndcg(models.alone, splits)
+        models = trained(splits, settings(seed, dim=16))
+        assert mean_ndcg(models.transferred, splits) > mean_ndcg(models.alone, splits) + 0.01
         seen = splits["a"].seen()
         personal = ndcg(models.transferred["a"].factors, wanted, seen)
         popular = ndcg(popularity(splits["a"].train), wanted, seen)

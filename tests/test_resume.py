@@ -157,7 +157,7 @@ def test_ctrl_c_again_and_again(base, expected, tmp_path):
     assert len(finished.manifest["resumed"]) == 4
 
 
-@pytest.mark.parametrize("nth", [1, 4, 7])
+@pytest.mark.parametrize("nth", [2, 7])
 def test_an_interrupt_while_the_results_are_saved(base, expected, tmp_path, monkeypatch, nth):
     out, save, calls = tmp_path / "run", artifacts.save, []
 
@@ -241,8 +241,8 @@ def test_kill_at_random_moments(base, expected, tmp_path):
     """No handler, no farewell: whatever is on the disk then has to do."""
     out, rng = tmp_path / "run", np.random.default_rng(0)
     n_killed = 0
-    for _ in range(6):
-        n_epochs, wait = int(rng.integers(1, 8)), float(rng.uniform(0, 0.03))
+    for _ in range(5):
+        n_epochs, wait = int(rng.integers(1, 7)), float(rng.uniform(0, 0.03))
         n_killed += killed_after(base, out, n_epochs=n_epochs, wait=wait)
     assert n_killed >= 4
     finished = run(base, out, resume=True)
