@@ -69,8 +69,7 @@ def one_by_one(model, target, target_known, sources, sources_known, shared):
 
 
 def attention_of(model, target, target_known, sources, sources_known, _shared):
-    adapted = torch.einsum("usd,sde->use", sources, model.adapt) + model.adapt_bias
-    return model.attention(target, target_known, adapted, sources_known)
+    return model.attention(target, target_known, model.adapted(sources), sources_known)
 
 
 @pytest.mark.parametrize(("n_sources", "dim"), [(1, 3), (3, 4), (5, 2)])

@@ -125,7 +125,9 @@ def recommend(
 
     model = answers.model_of(run)
     ids = answers.typed_ids(user, model.users)
-    answers.write(model.recommend(domain, ids, k, exclude_seen=not include_seen), form, out)
+    rows = model.recommend(domain, ids, k, exclude_seen=not include_seen)
+    answers.note_strangers(rows)
+    answers.write(rows, form, out)
 
 
 @app.command()

@@ -53,8 +53,9 @@ def save(path: Path, result: RunResult, models: Models) -> None:
     artifacts.write_text(path / "metrics.json", text + "\n")
 
 
-def open_run(path: Path) -> RunResult:
+def open_run(path: Path | str) -> RunResult:
     """What a finished run found.  Raises `RunError` or `ArtifactError` if it cannot be had."""
+    path = Path(path)
     run = RunFolder.open(path)
     recommender = Recommender.load(path / "model")
     return RunResult(

@@ -93,6 +93,9 @@ def fit_run(
     given back.  Raises what reading, training and `RunFolder.create` raise.
     """
     check_place(out, resume=resume)
+    if resume and threads is None and (out / "manifest.json").exists():
+        # the result depends on the threads, so going on means with as many as before
+        threads = RunFolder(out).manifest()["threads"]
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(only, len(config.data.domains))
     data = _Data.of(readers.read(config.data, base=base), config, watch)
@@ -132,8 +135,14 @@ def fit(
     written; ``result.recommender.save(...)`` keeps the model.  Raises `ConfigError`,
     `DataError` and `DivergedError`; the frames are not changed.
     """
-    data_settings = {**settings.pop("data", {}), "domains": dict.fromkeys(frames, "a table")}
-    config = configuration.parse({**settings, "data": data_settings}, "fit()")
+    section = settings.pop("data", {})
+    if not isinstance(section, Mapping) or "domains" in section:
+        raise ConfigError(
+            f"fit(): data is {section!r}; give a mapping of column names and limits, the domains "
+            "are the tables"
+        )
+    domains = dict.fromkeys(frames, "a table")
+    config = configuration.parse({**settings, "data": {**section, "domains": domains}}, "fit()")
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(None, len(frames))
     data = _Data.of(readers.from_frames(frames, config.data), config, watch)
@@ -142,9 +151,10 @@ def fit(
         return _result(None, config, data, models, measured, n_threads)
 
 
-def evaluate_run(path: Path, *, threads: int | None = None) -> RunResult:
+def evaluate_run(path: Path | str, *, threads: int | None = None) -> RunResult:
     """A finished run with its metrics computed anew from the saved models; nothing is written."""
-    found, n_threads = open_run(path), _thread_count(threads)
+    path, n_threads = Path(path), _thread_count(threads)
+    found = open_run(path)
     with _limited(n_threads):
         factors = {model: load_factors(path, found, model) for model in found.metrics}
         metrics = _measure(factors, found.splits, n_threads)
@@ -169,11 +179,15 @@ def _thread_count(threads: int | None) -> int:
 
 @contextmanager
 def _limited(n_threads: int) -> Generator[None]:
-    """Keep torch's and BLAS's own pools as small as ours; they take turns, not sides."""
+    """Keep BLAS's pool as small as ours, and torch to one thread.
+
+    The networks' steps are too small to share: two threads save them nothing on an idle machine
+    and wait for each other, up to a hundred times as long as they work, on a busy one.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
+    torch.set_num_threads(1)
     try:
-        with threadpool_limits(n_threads):
+        with threadpool_limits(n_threads, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
@@ -283,7 +297,10 @@ def _result(
     best = measured[-1]
     parts = {
         name: DomainModel.of(
-            domain, factors[best][name], train=data.splits[name].train, transfers=best == "cat_art"
+            domain,
+            factors[best][name],
+            train=data.splits[name].train,
+            transfers=best == "cat_art" and models.transferred[name].history.best.number > 0,
         )
         for name, domain in data.domains.domains.items()
     }

@@ -51,29 +51,35 @@ class AttentionTransfer(nn.Module):
         generator: Generator | None = None,
     ) -> Float[Tensor, "user dim"]:
         """What to add to each user's vector; attention weights drop out only with a `generator`."""
-        adapted = torch.einsum("usd,sde->use", sources, self.adapt) + self.adapt_bias
+        adapted = self.adapted(sources)
         weights = self.attention(target, target_known, adapted, sources_known)
         if generator is not None and self.dropout > 0:
             kept = torch.rand(weights.shape, generator=generator) >= self.dropout
             weights = weights * kept / (1 - self.dropout)
         # weights times (values + bias): the map is applied once to the sum, not to every source
-        attended = torch.einsum("us,usd->ud", weights, adapted) @ self.value
+        attended = (weights.T.unsqueeze(-1) * adapted).sum(0) @ self.value
         attended = attended + weights.sum(1, keepdim=True) * self.value_bias
-        added = attended @ self.out + shared @ self.shared + self.bias
+        added = torch.addmm(self.bias, attended, self.out) + shared @ self.shared
         return added * sources_known.any(1, keepdim=True)
+
+    def adapted(
+        self, sources: Float[Tensor, "user source dim"]
+    ) -> Float[Tensor, "source user dim"]:
+        """Each source's vectors in the target's terms, source by source: one batched product."""
+        return torch.baddbmm(self.adapt_bias.unsqueeze(1), sources.transpose(0, 1), self.adapt)
 
     def attention(
         self,
         target: Float[Tensor, "user dim"],
         target_known: Bool[Tensor, " user"],
-        adapted: Float[Tensor, "user source dim"],
+        adapted: Float[Tensor, "source user dim"],
         sources_known: Bool[Tensor, "user source"],
     ) -> Float[Tensor, "user source"]:
         """How much each known source counts, summing to 1; all zeros for a user without any."""
         own = target.where(target_known.unsqueeze(-1), self.pad)
-        query = own @ self.query + self.query_bias
+        query = torch.addmm(self.query_bias, own, self.query)
         # q.(W a + b) = (W^T q).a + q.b: the map is applied once to the query
-        logits = torch.einsum("ud,usd->us", query @ self.key.T, adapted)
-        logits = (logits + (query @ self.key_bias).unsqueeze(-1)) / math.sqrt(target.shape[1])
+        logits = (adapted * (query @ self.key.T)).sum(-1) + query @ self.key_bias
+        logits = logits.T / math.sqrt(target.shape[1])
         floor = torch.finfo(logits.dtype).min
         return logits.masked_fill(~sources_known, floor).softmax(-1) * sources_known

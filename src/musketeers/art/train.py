@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -132,11 +133,10 @@ class _Transfer:
         """See `Transferred.attention`."""
         rows = (self._target_known & self._known.any(1)).nonzero().flatten()
         with torch.no_grad():
-            adapted = torch.einsum("usd,sde->use", self._values[rows], self.model.adapt)
             weights = self.model.attention(
                 self._target[rows],
                 self._target_known[rows],
-                adapted + self.model.adapt_bias,
+                self.model.adapted(self._values[rows]),
                 self._known[rows],
             )
         means = weights.sum(0) / max(len(rows), 1)
@@ -207,13 +207,26 @@ class _Transfer:
         chosen, own_vectors = users[which], vectors[which]
         own_gradients = np.empty_like(own_vectors)
 
-        def job(part: slice, items: np.ndarray, squares: np.ndarray, touched: np.ndarray) -> float:
-            return kernels.train_items(
-                chosen[part], own_vectors[part], own_gradients[part],
-                self._train.indptr, self._train.items, items, squares, touched,
-                rate, np.float32(self._regularization), self._candidates, key,
-            )  # fmt: skip
-
+        job = partial(self._train_items, chosen, own_vectors, own_gradients, rate, key)
         loss = self.lanes.run(self._counts[chosen], job)
         gradients[which] = own_gradients
         return loss
+
+    def _train_items(
+        self,
+        users: np.ndarray,
+        vectors: np.ndarray,
+        gradients: np.ndarray,
+        rate: np.float32,
+        key: np.uint64,
+        part: slice,
+        items: np.ndarray,
+        squares: np.ndarray,
+        touched: np.ndarray,
+    ) -> float:
+        """One lane's work in a batch (`lanes.Job`)."""
+        return kernels.train_items(
+            users[part], vectors[part], gradients[part],
+            self._train.indptr, self._train.items, items, squares, touched,
+            rate, np.float32(self._regularization), self._candidates, key,
+        )  # fmt: skip

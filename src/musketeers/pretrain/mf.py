@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -119,19 +120,26 @@ class _Factorization:
         for block in even_parts(self._counts[order], n_blocks):
             users = order[block]
 
-            def job(
-                part: slice, items: np.ndarray, squares: np.ndarray, touched: np.ndarray,
-                users: np.ndarray = users,
-            ) -> float:  # fmt: skip
-                return kernels.train_users(
-                    users[part], self._train.indptr, self._train.items,
-                    self.users, self._squares, items, squares, touched,
-                    np.float32(self._config.learning_rate), self._strength,
-                    self._config.candidates, key,
-                )  # fmt: skip
-
+            job = partial(self._train_users, users, key)
             loss += self.lanes.run(self._counts[users], job)
         return loss / max(len(self._train), 1)
+
+    def _train_users(
+        self,
+        users: np.ndarray,
+        key: np.uint64,
+        part: slice,
+        items: np.ndarray,
+        squares: np.ndarray,
+        touched: np.ndarray,
+    ) -> float:
+        """One lane's work in a block (`lanes.Job`)."""
+        return kernels.train_users(
+            users[part], self._train.indptr, self._train.items,
+            self.users, self._squares, items, squares, touched,
+            np.float32(self._config.learning_rate), self._strength,
+            self._config.candidates, key,
+        )  # fmt: skip
 
     def validate(self) -> float:
         """See `Trainable.validate`."""

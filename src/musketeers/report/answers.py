@@ -30,6 +30,14 @@ def typed_ids(typed: Sequence[str], users: Vocabulary) -> pl.Series:
     return numbers_if_all(text) if users.values.dtype.is_integer() else text
 
 
+def note_strangers(frame: pl.DataFrame) -> None:
+    """Say on stderr whose list is the popular one: often a mistyped id."""
+    strangers = frame.filter(pl.col("strategy") == "popular")["user_id"].unique(maintain_order=True)
+    if len(strangers):
+        named = ", ".join(str(user) for user in strangers[:5]) + ", ..." * (len(strangers) > 5)
+        print(f"note: the model has no history of {named}; popular items", file=sys.stderr)  # noqa: T201
+
+
 def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
     """The rows to the file `out`, whole or not at all, or to stdout.
 
