@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musketeers import config
-from musketeers.config import RunConfig
+from musketeers.config import PretrainConfig, RunConfig
 from musketeers.errors import ConfigError
 
 LEAST = {"data": {"domains": {"tv": "tv.parquet", "movie": "movies/*.csv.gz"}}}
@@ -200,7 +200,7 @@ def test_a_dump_holds_every_setting():
     found = tomllib.loads(text)
     for name, field in RunConfig.model_fields.items():
         assert name in found, field
-    assert found["pretrain"]["learning_rate"] == 0.05
+    assert found["pretrain"]["learning_rate"] == PretrainConfig().learning_rate
 
 
 def test_per_domain_columns_and_times_read_back():

@@ -145,6 +145,6 @@ def test_the_best_state_is_copied_into_the_same_memory():
 
 
 def test_history_survives_json():
-    history = History((Epoch(0, None, 0.25, 0.1), Epoch(1, 0.7, 0.5, 1.5)))
+    history = History((Epoch(0, None, 0.25, 0.1, 0.2), Epoch(1, 0.7, 0.5, 1.5, 0.2)))
     assert History.from_json(history.to_json()) == history
     assert history.last.number == 1

@@ -126,8 +126,8 @@ def recommend(
     model = answers.model_of(run)
     ids = answers.typed_ids(user, model.users)
     rows = model.recommend(domain, ids, k, exclude_seen=not include_seen)
-    answers.note_strangers(rows)
     answers.write(rows, form, out)
+    answers.note_strangers(rows)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Exact top-k over a whole catalogue, seen items skipped."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import no_type_check
 
 import numpy as np
@@ -157,20 +158,33 @@ def _rank_tile(
     counts = np.empty(len(users), dtype=np.int64)
     edges = np.linspace(0, len(users), n_threads + 1).astype(np.int64)
 
-    def job(lane: int) -> None:
-        mine = slice(edges[lane], edges[lane + 1])
-        _select(
-            scores[mine], margins[mine], users[mine], seen.indptr, seen.items, k,
-            candidates[mine], counts[mine],
-        )  # fmt: skip
-
-    each(job, n_threads)
+    lanes = partial(_select_lane, edges, scores, margins, users, seen, k, candidates, counts)
+    each(lanes, n_threads)
     _order(scorer, users, candidates[:, : max(counts.max(), 1)], counts, out)
     for row in np.flatnonzero(counts < 0):
         chosen = _near_best(scores[row], float(margins[row]), seen.of(int(users[row])), k)
         one = slice(row, row + 1)
         part = Ranking(out.items[one], out.scores[one])
         _order(scorer, users[one], chosen[None], np.array([len(chosen)]), part)
+
+
+def _select_lane(
+    edges: Int64[np.ndarray, " edge"],
+    scores: Float32[np.ndarray, "user item"],
+    margins: Float64[np.ndarray, " user"],
+    users: Int[np.ndarray, " user"],
+    seen: Interactions,
+    k: int,
+    candidates: Int32[np.ndarray, "user candidate"],
+    counts: Int64[np.ndarray, " user"],
+    lane: int,
+) -> None:
+    """One thread's neighbouring users."""
+    mine = slice(edges[lane], edges[lane + 1])
+    _select(
+        scores[mine], margins[mine], users[mine], seen.indptr, seen.items, k,
+        candidates[mine], counts[mine],
+    )  # fmt: skip
 
 
 def _order(
