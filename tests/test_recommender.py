@@ -288,10 +288,14 @@ def test_parts_that_disagree_are_refused():
         ),
         "5 marks of known users for 4 users": (
             users,
-            {"tv": DomainModel.of(domain, good.factors, train=table([], n_users=5, n_items=4), transfers=True)},
+            {"tv": DomainModel.of(
+                domain, good.factors, train=table([], n_users=5, n_items=4), transfers=True
+            )},
         ),
         "4 item vectors for 5 items": (
-            users, {"tv": DomainModel.of(Domain(five, good.seen), good.factors, train=good.seen, transfers=True)},
+            users, {"tv": DomainModel.of(
+                Domain(five, good.seen), good.factors, train=good.seen, transfers=True
+            )},
         ),
     }  # fmt: skip
     for message, (vocabulary, domains) in refused.items():
