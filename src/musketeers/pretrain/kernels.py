@@ -83,7 +83,7 @@ def train_users(
     """
     dim = users.shape[1]
     liked = np.zeros(items.shape[0], np.bool_)
-    loss = 0.0
+    loss, factors = 0.0, 1.0
     for user in order:
         start, stop = indptr[user], indptr[user + 1]
         if stop - start >= items.shape[0]:
@@ -99,8 +99,15 @@ def train_users(
             first, second = items[i], items[j]
             for d in range(dim):
                 difference -= vector[d] * first[d]
-            push = np.float32(1) / (np.float32(1) + np.exp(-difference))
-            loss += max(difference, np.float32(0)) + np.log1p(np.exp(-abs(difference)))
+            # softplus(d) = max(d, 0) + log(1 + exp(-|d|)); one logarithm serves many factors
+            tail = np.exp(-abs(difference))
+            share = np.float32(1) / (np.float32(1) + tail)
+            push = share if difference > 0 else tail * share
+            loss += max(difference, np.float32(0))
+            factors *= 1.0 + tail
+            if factors > 1e200:
+                loss += np.log(factors)
+                factors = 1.0
             sum_user, sum_first, sum_second = np.float32(0), np.float32(0), np.float32(0)
             for d in range(dim):
                 step = push * (first[d] - second[d]) - regularization * vector[d]
@@ -124,7 +131,7 @@ def train_users(
         user_squares[user] = square
         for p in range(start, stop):
             liked[liked_items[p]] = False
-    return loss
+    return loss + np.log(factors)
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
@@ -151,7 +158,7 @@ def train_items(
     """
     dim = items.shape[1]
     liked = np.zeros(items.shape[0], np.bool_)
-    loss = 0.0
+    loss, factors = 0.0, 1.0
     for r in range(len(order)):
         user = order[r]
         start, stop = indptr[user], indptr[user + 1]
@@ -168,8 +175,15 @@ def train_items(
             first, second = items[i], items[j]
             for d in range(dim):
                 difference -= vector[d] * first[d]
-            push = np.float32(1) / (np.float32(1) + np.exp(-difference))
-            loss += max(difference, np.float32(0)) + np.log1p(np.exp(-abs(difference)))
+            # softplus(d) = max(d, 0) + log(1 + exp(-|d|)); one logarithm serves many factors
+            tail = np.exp(-abs(difference))
+            share = np.float32(1) / (np.float32(1) + tail)
+            push = share if difference > 0 else tail * share
+            loss += max(difference, np.float32(0))
+            factors *= 1.0 + tail
+            if factors > 1e200:
+                loss += np.log(factors)
+                factors = 1.0
             for d in range(dim):
                 gradient[d] += push * (second[d] - first[d])
             if learning_rate == 0:
@@ -190,7 +204,7 @@ def train_items(
             touched[i] = touched[j] = True
         for p in range(start, stop):
             liked[liked_items[p]] = False
-    return loss
+    return loss + np.log(factors)
 
 
 @njit(nogil=True, cache=True)
