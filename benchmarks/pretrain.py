@@ -487,7 +487,8 @@ def main() -> None:
     """Measure what the command line asks for; the last line printed is one JSON object."""
     arguments = parsed()
     install_peers()
-    torch.set_num_threads(N_THREADS)
+    # as the product does: the networks' steps are too small to share
+    torch.set_num_threads(1)
     with threadpool_limits(N_THREADS):
         print(json.dumps(measured(arguments)))
 
@@ -499,6 +500,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with the real data sets (README.md)")
     parser.add_argument("--seeds", type=int, default=1, help="splits and starts for quality")
     parser.add_argument("--speed-only", action="store_true", help="neither quality nor stage 3")
+    parser.add_argument("--sets", nargs="+", help="data sets of quality and stage 3; default all")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds is {arguments.seeds}; ask for at least 1")
@@ -536,11 +538,16 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if not arguments.speed_only:
-        compared = [made] if arguments.quick else [made, *real]
-        staged = real[-1:] if arguments.quick else real
+        compared = [made] if arguments.quick else asked(arguments.sets, [made, *real])
+        staged = real[-1:] if arguments.quick else asked(arguments.sets, real)
         result["quality"] = merged(quality(d, plan, n_seeds=arguments.seeds) for d in compared)
         result["stages"] = merged(stages(data, plan) for data in staged)
     return result
+
+
+def asked(names: list[str] | None, sets: list[DataSet]) -> list[DataSet]:
+    """The data sets of these names; all without names."""
+    return [data for data in sets if names is None or data.name in names]
 
 
 def warm_up(plan: Plan) -> None:

@@ -119,7 +119,6 @@ class _Factorization:
         loss = 0.0
         for block in even_parts(self._counts[order], n_blocks):
             users = order[block]
-
             job = partial(self._train_users, users, key)
             loss += self.lanes.run(self._counts[users], job)
         return loss / max(len(self._train), 1)
