@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 import tomllib
 
 import polars as pl
@@ -95,7 +94,7 @@ def test_help_names_every_command():
         assert f" {command} " in done.stdout
 
 
-def test_help_comes_at_once_without_the_heavy_packages():
+def test_help_comes_without_the_heavy_packages():
     code = (
         "import sys\n"
         "sys.argv = ['musketeers', 'fit', '--help']\n"
@@ -105,10 +104,8 @@ def test_help_comes_at_once_without_the_heavy_packages():
         "heavy = {'torch', 'numba', 'polars', 'scipy', 'pyarrow', 'numpy'}\n"
         "print(*heavy & set(sys.modules), file=sys.stderr)\n"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
-    assert time.perf_counter() - start < 3  # about 0.25 s; far more with any of them
 
 
 @pytest.mark.parametrize("command", COMMANDS)
