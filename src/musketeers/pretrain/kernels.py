@@ -10,7 +10,10 @@ Random numbers are keyed by the epoch and the user (SplitMix64), never by the th
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 # Sums may be reordered and fused, which lets the compiler use vector instructions; NaN and
 # infinity keep their meaning, so a diverging run is still noticed.
@@ -33,29 +36,67 @@ def _stream(key, user):
     return _mix(np.uint64(key) + np.uint64(user + 1) * np.uint64(0xD1342543DE82EF95))
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@intrinsic
 @no_type_check
-def _negative(vector, items, liked, n_candidates, state):
-    """Of `n_candidates` uniform draws that the user does not like, the one scored highest.
+def _prefetch(_typing, table, _row, _column):
+    """Ask for the cache line of ``table[_row, _column]``, to be there when it is needed."""
 
-    Returns the item, its score and the new state.  One candidate is plain BPR; more is dynamic
-    negative sampling (Zhang et al., SIGIR 2013).
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, kind, array, arguments[1:])
+        place = builder.bitcast(place, cgutils.voidptr_t)
+        number = ir.IntType(32)
+        hint = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0")
+        # for reading, kept near, data
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp, types.intp), codegen
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _draw(drawn, items, liked_item, liked, state):
+    """Fill `drawn` with uniform items that the user does not like; the new state.
+
+    Asks for their rows, and for the row of the liked item that they will be set against: from a
+    large table, waiting for rows costs more than all arithmetic.
     """
-    best, best_score = np.int64(-1), np.float32(-np.inf)
     n_items = np.uint64(len(liked))
-    for _ in range(n_candidates):
+    for c in range(len(drawn)):
         while True:
             state += np.uint64(0x9E3779B97F4A7C15)
             # the high 32 bits, scaled to the catalogue without a division
             item = np.int64(((_mix(state) >> np.uint64(32)) * n_items) >> np.uint64(32))
             if not liked[item]:
                 break
+        drawn[c] = item
+        for d in range(0, items.shape[1], 16):
+            _prefetch(items, item, d)
+    for d in range(0, items.shape[1], 16):
+        _prefetch(items, liked_item, d)
+    return state
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+@no_type_check
+def _hardest(vector, items, drawn):
+    """Of the items in `drawn` the one that the user's vector scores highest, and its score.
+
+    One candidate is plain BPR; more is dynamic negative sampling (Zhang et al., SIGIR 2013).
+    """
+    best, best_score = np.int64(-1), np.float32(-np.inf)
+    for c in range(len(drawn)):
+        item = drawn[c]
         score = np.float32(0)
         for d in range(vector.shape[0]):
             score += vector[d] * items[item, d]
         if best < 0 or score > best_score:
             best, best_score = item, score
-    return best, best_score, state
+    return best, best_score
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
@@ -83,6 +124,7 @@ def train_users(
     """
     dim = users.shape[1]
     liked = np.zeros(items.shape[0], np.bool_)
+    drawn = np.empty((2, n_candidates), np.int64)
     loss, factors = 0.0, 1.0
     for user in order:
         start, stop = indptr[user], indptr[user + 1]
@@ -91,11 +133,16 @@ def train_users(
         for p in range(start, stop):
             liked[liked_items[p]] = True
         state = _stream(key, user)
+        if start < stop:
+            state = _draw(drawn[start % 2], items, liked_items[start], liked, state)
         vector = users[user]
         square = user_squares[user]
         for p in range(start, stop):
             i = liked_items[p]
-            j, difference, state = _negative(vector, items, liked, n_candidates, state)
+            if p + 1 < stop:
+                # one interaction ahead, so that the rows arrive while this one is worked on
+                state = _draw(drawn[(p + 1) % 2], items, liked_items[p + 1], liked, state)
+            j, difference = _hardest(vector, items, drawn[p % 2])
             first, second = items[i], items[j]
             for d in range(dim):
                 difference -= vector[d] * first[d]
@@ -158,6 +205,7 @@ def train_items(
     """
     dim = items.shape[1]
     liked = np.zeros(items.shape[0], np.bool_)
+    drawn = np.empty((2, n_candidates), np.int64)
     loss, factors = 0.0, 1.0
     for r in range(len(order)):
         user = order[r]
@@ -169,9 +217,14 @@ def train_items(
         for p in range(start, stop):
             liked[liked_items[p]] = True
         state = _stream(key, user)
+        if start < stop:
+            state = _draw(drawn[start % 2], items, liked_items[start], liked, state)
         for p in range(start, stop):
             i = liked_items[p]
-            j, difference, state = _negative(vector, items, liked, n_candidates, state)
+            if p + 1 < stop:
+                # one interaction ahead, so that the rows arrive while this one is worked on
+                state = _draw(drawn[(p + 1) % 2], items, liked_items[p + 1], liked, state)
+            j, difference = _hardest(vector, items, drawn[p % 2])
             first, second = items[i], items[j]
             for d in range(dim):
                 difference -= vector[d] * first[d]

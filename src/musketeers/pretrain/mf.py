@@ -20,8 +20,9 @@ from musketeers.training import History, Job, fit
 SQUARES_AT_START = 1e-3
 """Adagrad's sums before the first step; bounds the first steps at about 30 learning rates."""
 
-BLOCK = 8192
-"""Interactions a lane works through before the lanes are merged."""
+BLOCK, BLOCK_PER_ITEM = 8192, 4
+"""Interactions a lane works through before the lanes are merged: at least so many, and at least so
+many for each item, because a merge visits nearly every row of the table."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +116,8 @@ class _Factorization:
         stream = self._seed.child("epoch", str(number))
         order = stream.numpy().permutation(self._known)
         key = np.uint64(stream.child("negatives").integer())
-        n_blocks = max(4, len(self._train) // (BLOCK * self.lanes.n_lanes))
+        size = max(BLOCK, BLOCK_PER_ITEM * self._train.n_items) * self.lanes.n_lanes
+        n_blocks = max(4, len(self._train) // size)
         loss = 0.0
         for block in even_parts(self._counts[order], n_blocks):
             users = order[block]
