@@ -5,6 +5,10 @@ loop releases the interpreter's lock and takes its share of the users as an argu
 several may run at once on `lanes.ItemLanes`.
 
 Random numbers are keyed by the epoch and the user (SplitMix64), never by the thread.
+
+What makes the loops fast, beside the order of the work: rows asked for one interaction ahead; no
+branch that depends on a score, since nobody can predict it; the parts below compiled into the loop
+and not called; unsigned indices, which need no test for negative ones.
 """
 
 from typing import no_type_check
@@ -19,8 +23,13 @@ from numba.extending import intrinsic
 # infinity keep their meaning, so a diverging run is still noticed.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 
+_loop = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+_part = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", forceinline=True)
 
-@njit(nogil=True, cache=True, inline="always")
+_ZERO, _ONE, _BIT = np.float32(0), np.float32(1), np.uint64(1)
+
+
+@_part
 @no_type_check
 def _mix(state):
     """SplitMix64's output function (Steele et al., OOPSLA 2014)."""
@@ -29,11 +38,11 @@ def _mix(state):
     return z ^ (z >> np.uint64(31))
 
 
-@njit(nogil=True, cache=True, inline="always")
+@_part
 @no_type_check
 def _stream(key, user):
     """Where the stream of one user starts; `key` stands for seed and epoch."""
-    return _mix(np.uint64(key) + np.uint64(user + 1) * np.uint64(0xD1342543DE82EF95))
+    return _mix(np.uint64(key) + (np.uint64(user) + _BIT) * np.uint64(0xD1342543DE82EF95))
 
 
 @intrinsic
@@ -57,7 +66,7 @@ def _prefetch(_typing, table, _row, _column):
     return types.void(table, types.intp, types.intp), codegen
 
 
-@njit(nogil=True, cache=True)
+@_part
 @no_type_check
 def _draw(drawn, items, liked_item, liked, state):
     """Fill `drawn` with uniform items that the user does not like; the new state.
@@ -70,7 +79,7 @@ def _draw(drawn, items, liked_item, liked, state):
         while True:
             state += np.uint64(0x9E3779B97F4A7C15)
             # the high 32 bits, scaled to the catalogue without a division
-            item = np.int64(((_mix(state) >> np.uint64(32)) * n_items) >> np.uint64(32))
+            item = ((_mix(state) >> np.uint64(32)) * n_items) >> np.uint64(32)
             if not liked[item]:
                 break
         drawn[c] = item
@@ -81,25 +90,68 @@ def _draw(drawn, items, liked_item, liked, state):
     return state
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@_part
 @no_type_check
-def _hardest(vector, items, drawn):
-    """Of the items in `drawn` the one that the user's vector scores highest, and its score.
+def _dot(vectors, row, items, item):
+    """The inner product of ``vectors[row]`` and ``items[item]``."""
+    score = _ZERO
+    for d in range(items.shape[1]):
+        score += vectors[row, d] * items[item, d]
+    return score
+
+
+@_part
+@no_type_check
+def _hardest(vectors, row, items, drawn, scores, bits):
+    """Of the items in `drawn` the one that ``vectors[row]`` scores highest, and its score.
 
     One candidate is plain BPR; more is dynamic negative sampling (Zhang et al., SIGIR 2013).
+    `scores` and `bits` are the same memory, as float32 and as int32.
     """
-    best, best_score = np.int64(-1), np.float32(-np.inf)
+    # The largest of integers that sort as the scores do, with the place in the low byte: which
+    # score wins is a coin toss, and a branch on it would be guessed wrong half of the time.
+    top = np.int64(-1) << np.int64(62)
     for c in range(len(drawn)):
-        item = drawn[c]
-        score = np.float32(0)
-        for d in range(vector.shape[0]):
-            score += vector[d] * items[item, d]
-        if best < 0 or score > best_score:
-            best, best_score = item, score
-    return best, best_score
+        scores[c] = _dot(vectors, row, items, drawn[c])
+        order = np.int64(bits[c])
+        order ^= (order >> np.int64(31)) & np.int64(0x7FFFFFFF)
+        top = max(top, (order << np.int64(8)) | c)
+    best = np.uint64(top & np.int64(0xFF))
+    return drawn[best], scores[best]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@_part
+@no_type_check
+def _logistic(difference):
+    """How hard to push, 1 / (1 + exp(-difference)), and exp(-abs(difference))."""
+    tail = np.exp(-abs(difference))
+    share = _ONE / (_ONE + tail)
+    return share if difference > _ZERO else tail * share, tail
+
+
+@_part
+@no_type_check
+def _added(loss, factors, difference, tail):
+    """Loss and factors after one more softplus: ``loss + log(factors)`` is the sum so far.
+
+    softplus(d) = max(d, 0) + log(1 + exp(-|d|)), so that one logarithm serves many factors.
+    """
+    loss += max(difference, _ZERO)
+    factors *= 1.0 + tail
+    if factors > 1e200:
+        return loss + np.log(factors), 1.0
+    return loss, factors
+
+
+@_part
+@no_type_check
+def _mark(liked, items, start, stop, value):
+    """Note in `liked` which items are the user's, or clear that again."""
+    for p in range(start, stop):
+        liked[np.uint64(items[p])] = value
+
+
+@_loop
 @no_type_check
 def train_users(
     order,
@@ -123,65 +175,57 @@ def train_users(
     A user who likes everything has no negative and is passed over.
     """
     dim = users.shape[1]
+    mean = _ONE / np.float32(dim)
     liked = np.zeros(items.shape[0], np.bool_)
-    drawn = np.empty((2, n_candidates), np.int64)
+    drawn = np.empty((2, n_candidates), np.uint64)
+    scores = np.empty(n_candidates, np.float32)
+    bits = scores.view(np.int32)
     loss, factors = 0.0, 1.0
-    for user in order:
-        start, stop = indptr[user], indptr[user + 1]
-        if stop - start >= items.shape[0]:
+    for one in order:
+        user = np.uint64(one)
+        start, stop = indptr[user], indptr[user + _BIT]
+        if start == stop or stop - start >= items.shape[0]:
             continue
-        for p in range(start, stop):
-            liked[liked_items[p]] = True
+        _mark(liked, liked_items, start, stop, True)
         state = _stream(key, user)
-        if start < stop:
-            state = _draw(drawn[start % 2], items, liked_items[start], liked, state)
-        vector = users[user]
+        state = _draw(drawn[start & 1], items, liked_items[start], liked, state)
         square = user_squares[user]
         for p in range(start, stop):
-            i = liked_items[p]
+            i = np.uint64(liked_items[p])
             if p + 1 < stop:
                 # one interaction ahead, so that the rows arrive while this one is worked on
-                state = _draw(drawn[(p + 1) % 2], items, liked_items[p + 1], liked, state)
-            j, difference = _hardest(vector, items, drawn[p % 2])
-            first, second = items[i], items[j]
+                state = _draw(drawn[(p + 1) & 1], items, liked_items[p + 1], liked, state)
+            j, score = _hardest(users, user, items, drawn[p & 1], scores, bits)
+            difference = score - _dot(users, user, items, i)
+            push, tail = _logistic(difference)
+            loss, factors = _added(loss, factors, difference, tail)
+            sum_user, sum_first, sum_second = _ZERO, _ZERO, _ZERO
             for d in range(dim):
-                difference -= vector[d] * first[d]
-            # softplus(d) = max(d, 0) + log(1 + exp(-|d|)); one logarithm serves many factors
-            tail = np.exp(-abs(difference))
-            share = np.float32(1) / (np.float32(1) + tail)
-            push = share if difference > 0 else tail * share
-            loss += max(difference, np.float32(0))
-            factors *= 1.0 + tail
-            if factors > 1e200:
-                loss += np.log(factors)
-                factors = 1.0
-            sum_user, sum_first, sum_second = np.float32(0), np.float32(0), np.float32(0)
-            for d in range(dim):
-                step = push * (first[d] - second[d]) - regularization * vector[d]
+                u, v, w = users[user, d], items[i, d], items[j, d]
+                step = push * (v - w) - regularization * u
                 sum_user += step * step
-                step = push * vector[d] - regularization * first[d]
+                step = push * u - regularization * v
                 sum_first += step * step
-                step = push * vector[d] + regularization * second[d]
+                step = push * u + regularization * w
                 sum_second += step * step
-            square += sum_user / dim
-            item_squares[i] += sum_first / dim
-            item_squares[j] += sum_second / dim
+            square += sum_user * mean
+            item_squares[i] += sum_first * mean
+            item_squares[j] += sum_second * mean
             rate = learning_rate / np.sqrt(square)
             rate_i = learning_rate / np.sqrt(item_squares[i])
             rate_j = learning_rate / np.sqrt(item_squares[j])
             for d in range(dim):
-                u, v, w = vector[d], first[d], second[d]
-                vector[d] += rate * (push * (v - w) - regularization * u)
-                first[d] += rate_i * (push * u - regularization * v)
-                second[d] -= rate_j * (push * u + regularization * w)
+                u, v, w = users[user, d], items[i, d], items[j, d]
+                users[user, d] = u + rate * (push * (v - w) - regularization * u)
+                items[i, d] = v + rate_i * (push * u - regularization * v)
+                items[j, d] = w - rate_j * (push * u + regularization * w)
             touched[i] = touched[j] = True
         user_squares[user] = square
-        for p in range(start, stop):
-            liked[liked_items[p]] = False
+        _mark(liked, liked_items, start, stop, False)
     return loss + np.log(factors)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@_loop
 @no_type_check
 def train_items(
     order,
@@ -204,63 +248,54 @@ def train_items(
     summed BPR loss with respect to ``vectors[r]``, for whatever made the vectors to learn from.
     """
     dim = items.shape[1]
+    mean = _ONE / np.float32(dim)
     liked = np.zeros(items.shape[0], np.bool_)
-    drawn = np.empty((2, n_candidates), np.int64)
+    drawn = np.empty((2, n_candidates), np.uint64)
+    scores = np.empty(n_candidates, np.float32)
+    bits = scores.view(np.int32)
     loss, factors = 0.0, 1.0
-    for r in range(len(order)):
-        user = order[r]
-        start, stop = indptr[user], indptr[user + 1]
-        vector, gradient = vectors[r], gradients[r]
-        gradient[:] = 0
-        if stop - start >= items.shape[0]:
+    for place in range(len(order)):
+        r, user = np.uint64(place), np.uint64(order[place])
+        gradients[r, :] = 0
+        start, stop = indptr[user], indptr[user + _BIT]
+        if start == stop or stop - start >= items.shape[0]:
             continue
-        for p in range(start, stop):
-            liked[liked_items[p]] = True
+        _mark(liked, liked_items, start, stop, True)
         state = _stream(key, user)
-        if start < stop:
-            state = _draw(drawn[start % 2], items, liked_items[start], liked, state)
+        state = _draw(drawn[start & 1], items, liked_items[start], liked, state)
         for p in range(start, stop):
-            i = liked_items[p]
+            i = np.uint64(liked_items[p])
             if p + 1 < stop:
                 # one interaction ahead, so that the rows arrive while this one is worked on
-                state = _draw(drawn[(p + 1) % 2], items, liked_items[p + 1], liked, state)
-            j, difference = _hardest(vector, items, drawn[p % 2])
-            first, second = items[i], items[j]
+                state = _draw(drawn[(p + 1) & 1], items, liked_items[p + 1], liked, state)
+            j, score = _hardest(vectors, r, items, drawn[p & 1], scores, bits)
+            difference = score - _dot(vectors, r, items, i)
+            push, tail = _logistic(difference)
+            loss, factors = _added(loss, factors, difference, tail)
+            sum_first, sum_second = _ZERO, _ZERO
             for d in range(dim):
-                difference -= vector[d] * first[d]
-            # softplus(d) = max(d, 0) + log(1 + exp(-|d|)); one logarithm serves many factors
-            tail = np.exp(-abs(difference))
-            share = np.float32(1) / (np.float32(1) + tail)
-            push = share if difference > 0 else tail * share
-            loss += max(difference, np.float32(0))
-            factors *= 1.0 + tail
-            if factors > 1e200:
-                loss += np.log(factors)
-                factors = 1.0
-            for d in range(dim):
-                gradient[d] += push * (second[d] - first[d])
-            if learning_rate == 0:
-                continue
-            sum_first, sum_second = np.float32(0), np.float32(0)
-            for d in range(dim):
-                step = push * vector[d] - regularization * first[d]
+                u, v, w = vectors[r, d], items[i, d], items[j, d]
+                gradients[r, d] += push * (w - v)
+                step = push * u - regularization * v
                 sum_first += step * step
-                step = push * vector[d] + regularization * second[d]
+                step = push * u + regularization * w
                 sum_second += step * step
-            item_squares[i] += sum_first / dim
-            item_squares[j] += sum_second / dim
+            if learning_rate == _ZERO:
+                continue
+            item_squares[i] += sum_first * mean
+            item_squares[j] += sum_second * mean
             rate_i = learning_rate / np.sqrt(item_squares[i])
             rate_j = learning_rate / np.sqrt(item_squares[j])
             for d in range(dim):
-                first[d] += rate_i * (push * vector[d] - regularization * first[d])
-                second[d] -= rate_j * (push * vector[d] + regularization * second[d])
+                u, v, w = vectors[r, d], items[i, d], items[j, d]
+                items[i, d] = v + rate_i * (push * u - regularization * v)
+                items[j, d] = w - rate_j * (push * u + regularization * w)
             touched[i] = touched[j] = True
-        for p in range(start, stop):
-            liked[liked_items[p]] = False
+        _mark(liked, liked_items, start, stop, False)
     return loss + np.log(factors)
 
 
-@njit(nogil=True, cache=True)
+@_loop
 @no_type_check
 def merge_rows(start, stop, items, item_squares, lane_items, lane_squares, lane_touched):
     """Add what every lane changed in rows start..stop - 1, and give all lanes the sum.

@@ -20,7 +20,7 @@ from musketeers.training import History, Job, fit
 SQUARES_AT_START = 1e-3
 """Adagrad's sums before the first step; bounds the first steps at about 30 learning rates."""
 
-BLOCK, BLOCK_PER_ITEM = 8192, 4
+BLOCK, BLOCK_PER_ITEM = 65536, 4
 """Interactions a lane works through before the lanes are merged: at least so many, and at least so
 many for each item, because a merge visits nearly every row of the table."""
 
