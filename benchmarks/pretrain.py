@@ -487,9 +487,9 @@ def main() -> None:
     """Measure what the command line asks for; the last line printed is one JSON object."""
     arguments = parsed()
     install_peers()
-    # as the product does: the networks' steps are too small to share
+    # as the product does; its threads share out the products that it leaves to them
     torch.set_num_threads(1)
-    with threadpool_limits(N_THREADS):
+    with threadpool_limits(1, user_api="blas"):
         print(json.dumps(measured(arguments)))
 
 

@@ -1,155 +1,195 @@
 """Stage 3: attention by definition, and a transfer that never costs a domain anything."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import Generator
 
+from musketeers.art import network
 from musketeers.art.model import AttentionTransfer
+from musketeers.art.network import Told, Weights
 from musketeers.art.train import Transferred, transfer
 from musketeers.cat.train import Aligned, align
 from musketeers.config import ArtConfig, CatConfig, DataConfig, PretrainConfig, RunConfig
+from musketeers.data.interactions import Interactions
 from musketeers.data.synthetic import Planted, planted
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.seeding import Seed
-from musketeers.training import Epoch, Unwatched
+from musketeers.training import Unwatched
 
 DIM = 4
 
 
-def module(n_sources=3, dim=DIM, *, dropout=0.0, seed=0):
-    """One whose every weight is at work, as after training."""
-    generator = Generator().manual_seed(seed)
-    made = AttentionTransfer(n_sources, dim, dropout=dropout, generator=generator)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator))
-    return made.double()
+def network_of(n_sources=3, dim=DIM, *, seed=0):
+    """One whose every weight is at work, as after training; in float64."""
+    rng = np.random.default_rng(seed)
+    made = AttentionTransfer(n_sources, dim, generator=Generator()).weights()
+    return Weights(*(rng.normal(size=weight.shape) for weight in made))
 
 
 def users(n_users=7, n_sources=3, dim=DIM, *, seed=1):
-    """target, target_known, sources, sources_known, shared; the first user has no source."""
-    generator = Generator().manual_seed(seed)
-    target, shared = torch.randn(2, n_users, dim, generator=generator, dtype=torch.float64)
-    sources = torch.randn(n_users, n_sources, dim, generator=generator, dtype=torch.float64)
-    target_known = torch.rand(n_users, generator=generator) < 0.6
-    sources_known = torch.rand(n_users, n_sources, generator=generator) < 0.6
+    """The first user has no source, the second all."""
+    rng = np.random.default_rng(seed)
+    sources_known = rng.random((n_users, n_sources)) < 0.6
     sources_known[0], sources_known[1] = False, True
-    return target, target_known, sources, sources_known, shared
+    return Told(
+        rng.normal(size=(n_users, dim)), rng.random(n_users) < 0.6,
+        rng.normal(size=(n_sources, n_users, dim)), sources_known, rng.normal(size=(n_users, dim)),
+    )  # fmt: skip
 
 
-def one_by_one(model, target, target_known, sources, sources_known, shared):
+def run(weights, everybody, rows=None, seen=None, factors=None):
+    """`network.forward` of some users, all of them by default, and what it was told."""
+    rows = np.arange(len(everybody.target)) if rows is None else rows
+    seen = np.ones(len(rows), np.bool_) if seen is None else seen
+    told = network.told_of(everybody, rows, seen, weights.pad)
+    factors = np.ones(told.sources_known.shape) if factors is None else factors
+    return *network.forward(weights, told, factors), told, factors
+
+
+def added(*args, **kwargs):
+    return run(*args, **kwargs)[0]
+
+
+def one_by_one(w, told, factors):
     """The docstring's formula for one user after the other; attention and output."""
-    w = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
     weights, outputs = [], []
-    for u in range(len(target)):
-        known = [s for s in range(len(sources[u])) if sources_known[u, s]]
-        alpha = np.zeros(len(sources[u]))
-        if not known:
-            weights.append(alpha)
-            outputs.append(np.zeros(target.shape[1]))
+    for u in range(len(told.target)):
+        known = np.flatnonzero(told.sources_known[u])
+        alpha = np.zeros(len(told.sources))
+        weights.append(alpha)
+        if not len(known):
+            outputs.append(np.zeros(told.target.shape[1]))
             continue
-        own = target[u].numpy() if target_known[u] else w["pad"]
-        query = own @ w["query"] + w["query_bias"]
-        adapted = {s: sources[u, s].numpy() @ w["adapt"][s] + w["adapt_bias"][s] for s in known}
-        keys = {s: a @ w["key"] + w["key_bias"] for s, a in adapted.items()}
-        values = {s: a @ w["value"] + w["value_bias"] for s, a in adapted.items()}
-        powers = {s: np.exp(query @ keys[s] / np.sqrt(target.shape[1])) for s in known}
+        own = told.target[u] if told.target_known[u] else w.pad
+        query = own @ w.query + w.query_bias
+        adapted = {s: told.sources[s, u] @ w.adapt[s] + w.adapt_bias[s] for s in known}
+        powers = {s: np.exp(query @ (a @ w.key) / np.sqrt(len(own))) for s, a in adapted.items()}
         for s in known:
             alpha[s] = powers[s] / sum(powers.values())
-        attended = sum(alpha[s] * values[s] for s in known)
-        weights.append(alpha)
-        outputs.append(attended @ w["out"] + shared[u].numpy() @ w["shared"] + w["bias"])
+        attended = sum(factors[u, s] * alpha[s] * (adapted[s] @ w.value) for s in known)
+        outputs.append(attended @ w.out + told.shared[u] @ w.shared + w.bias)
     return np.array(weights), np.array(outputs)
-
-
-def attention_of(model, target, target_known, sources, sources_known, _shared):
-    return model.attention(target, target_known, model.adapted(sources), sources_known)
 
 
 @pytest.mark.parametrize(("n_sources", "dim"), [(1, 3), (3, 4), (5, 2)])
 def test_what_is_added_is_its_definition_user_by_user(n_sources, dim):
-    model, inputs = module(n_sources, dim), users(20, n_sources, dim)
-    weights, outputs = one_by_one(model, *inputs)
-    np.testing.assert_allclose(model(*inputs).detach(), outputs, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(attention_of(model, *inputs).detach(), weights, atol=1e-12)
+    weights, told = network_of(n_sources, dim), users(20, n_sources, dim)
+    factors = np.random.default_rng(2).choice([0, 1.25], size=(20, n_sources))
+    attention, outputs = one_by_one(weights, told, factors)
+    result, trace, *_ = run(weights, told, factors=factors)
+    np.testing.assert_allclose(result, outputs, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(trace.attention, attention, atol=1e-12)
 
 
 def test_attention_sums_to_one_over_the_known_sources():
-    model, inputs = module(), users(30)
-    known = inputs[3]
-    weights = attention_of(model, *inputs)
-    assert not weights[~known].any()
-    assert (weights[known] > 0).all()
-    torch.testing.assert_close(weights.sum(1), known.any(1).double())
+    told = users(30)
+    attention = run(network_of(), told)[1].attention
+    assert not attention[~told.sources_known].any()
+    assert (attention[told.sources_known] > 0).all()
+    np.testing.assert_allclose(attention.sum(1), told.sources_known.any(1))
 
 
 def test_the_untrained_module_adds_exactly_nothing():
-    model = AttentionTransfer(3, DIM, dropout=0.1, generator=Generator().manual_seed(0)).double()
-    assert not model(*users()).any()
-    assert not model(*users(), generator=Generator()).any()
+    weights = AttentionTransfer(3, DIM, generator=Generator().manual_seed(0)).weights()
+    told = Told(*(a.astype(np.float32) if a.dtype == float else a for a in users()))
+    assert not added(weights, told, factors=np.ones((7, 3), np.float32)).any()
 
 
 def test_a_user_whom_no_source_knows_gets_exactly_nothing():
-    added = module()(*users())
-    assert not added[0].any()
-    assert added[1].all()
+    result = added(network_of(), users())
+    assert not result[0].any()
+    assert result[1].all()
 
 
 def test_what_is_not_known_has_no_influence():
-    model = module()
-    target, target_known, sources, sources_known, shared = users()
-    other_target = target.where(target_known.unsqueeze(-1), target + 1e3)
-    other_sources = sources.where(sources_known.unsqueeze(-1), sources - 1e3)
-    first = model(target, target_known, sources, sources_known, shared)
-    again = model(other_target, target_known, other_sources, sources_known, shared)
-    assert torch.equal(first, again)
+    told = users()
+    sources = np.where(told.sources_known.T[..., None], told.sources, -1e3)
+    target = np.where(told.target_known[:, None], told.target, 1e3)
+    other = told._replace(target=target, sources=sources)
+    np.testing.assert_array_equal(added(network_of(), told), added(network_of(), other))
 
 
-def test_one_user_is_a_batch_too():
-    model, inputs = module(), users()
-    alone = model(*(tensor[1:2] for tensor in inputs))
-    assert alone.shape == (1, DIM)
-    torch.testing.assert_close(alone, model(*inputs)[1:2])
+def test_a_hidden_user_is_taken_for_an_unknown_one():
+    told, everybody = users(), np.arange(7)
+    nobody = told._replace(target_known=np.zeros(7, np.bool_))
+    hidden = added(network_of(), told, everybody, np.zeros(7, np.bool_))
+    np.testing.assert_array_equal(hidden, added(network_of(), nobody))
+    assert (hidden != added(network_of(), told)).any()
 
 
-def test_the_slopes_are_right_for_every_input_and_weight():
-    model = module(2, 3)
-    target, target_known, sources, sources_known, shared = users(4, 2, 3)
-    names = [name for name, _ in model.named_parameters()]
-
-    def added(target, sources, shared, *weights):
-        inputs = target, target_known, sources, sources_known, shared
-        return torch.func.functional_call(model, dict(zip(names, weights, strict=True)), inputs)
-
-    inputs = (target, sources, shared, *(weight.detach() for weight in model.parameters()))
-    assert torch.autograd.gradcheck(added, [tensor.requires_grad_() for tensor in inputs])
+@pytest.mark.parametrize("rows", [[1], [3, 1], []])
+def test_some_users_get_what_they_get_among_all(rows):
+    weights, told = network_of(), users()
+    some = added(weights, told, np.array(rows, dtype=int))
+    assert some.shape == (len(rows), DIM)
+    np.testing.assert_allclose(some, added(weights, told)[rows], rtol=1e-12)
 
 
-def test_every_weight_learns():
-    model, inputs = module(), users()
-    model(*inputs).square().sum().backward()
-    for name, weight in model.named_parameters():
-        assert weight.grad is not None, name
-        assert weight.grad.any(), name
+@pytest.mark.parametrize("n_sources", [1, 3])
+def test_the_slopes_are_those_of_central_differences(n_sources):
+    weights, everybody = network_of(n_sources, 3), users(9, n_sources, 3)
+    rng = np.random.default_rng(3)
+    slopes, factors = rng.normal(size=(9, 3)), rng.choice([0, 1.25], size=(9, n_sources))
+
+    def loss(weights):
+        return (slopes * added(weights, everybody, factors=factors)).sum()
+
+    _, trace, told, factors = run(weights, everybody, factors=factors)
+    found = network.backward(weights, told, factors, trace, slopes.copy())
+    for name, weight, slope in zip(Weights._fields, weights, found, strict=True):
+        expected = np.empty_like(weight)
+        for place in np.ndindex(weight.shape):
+            ahead, behind = weight.copy(), weight.copy()
+            ahead[place] += 1e-6
+            behind[place] -= 1e-6
+            change = loss(weights._replace(**{name: ahead})) - loss(
+                weights._replace(**{name: behind})
+            )
+            expected[place] = change / 2e-6
+        assert expected.any() or (name in {"query", "query_bias", "key", "pad"} and n_sources == 1)
+        np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_attention_drops_out_only_with_a_generator_and_keeps_its_mean():
-    model, inputs = module(dropout=0.3), users()
-    still = model(*inputs)
-    assert torch.equal(still, model(*inputs))
-    generator = Generator().manual_seed(0)
-    draws = torch.stack([model(*inputs, generator=generator) for _ in range(1000)])
-    assert (draws.std(0)[1:] > 0).all()
-    error = draws.std(0) / np.sqrt(len(draws))
-    assert ((draws.mean(0) - still).abs() <= 5 * error).all()
-    again = model(*inputs, generator=Generator().manual_seed(0))
-    assert torch.equal(again, draws[0])
+def test_a_step_learns_what_its_parts_say():
+    """`learn` against the loss's stated parts: the network, the pairs, what is held down."""
+    rng = np.random.default_rng(4)
+    weights, everybody = network_of(2, 3), users(6, 2, 3)
+    alone, mean, items = rng.normal(size=(6, 3)), rng.normal(size=3), rng.normal(size=(2, 3))
+    rows, seen = np.array([4, 1, 3]), np.array([True, False, True])
+    factors, strengths, length = np.ones((3, 2)), np.array([0.3, 0.1, 0.2]), 1.7
+    pairs = Interactions.from_pairs(np.arange(6), np.zeros(6, int), n_users=6, n_items=2)
+
+    def loss(weights):
+        moved = length * added(weights, everybody, rows, seen)
+        vectors = moved + np.where(seen[:, None], alone[rows], mean)
+        learnt = np.logaddexp(0, -(vectors @ (items[0] - items[1]))).sum()
+        return learnt, learnt + (strengths / 2 * (moved**2).sum(1)).sum()
+
+    before = items.copy()
+    learnt, slope = network.learn(
+        weights, everybody, rows, seen, factors, alone, mean, length, strengths,
+        np.zeros(3, np.bool_), pairs.indptr, pairs.items, items, np.full(2, 1.0),
+        np.zeros(2, np.bool_), 0.1, 0.0, 1, np.uint64(1),
+    )  # fmt: skip
+    assert learnt == pytest.approx(loss(weights)[0], rel=1e-6)
+    np.testing.assert_array_equal(items, before)
+    for name in ("adapt", "out", "shared", "bias", "pad"):
+        weight, found = getattr(weights, name), getattr(slope, name)
+        for place in [next(np.ndindex(weight.shape)), tuple(n - 1 for n in weight.shape)]:
+            ahead, behind = weight.copy(), weight.copy()
+            ahead[place] += 1e-5
+            behind[place] -= 1e-5
+            change = (
+                loss(weights._replace(**{name: ahead}))[1]
+                - loss(weights._replace(**{name: behind}))[1]
+            )
+            assert found[place] == pytest.approx(change / 2e-5, rel=1e-4, abs=1e-6)
 
 
 @dataclass(frozen=True)
@@ -193,7 +233,7 @@ def looking(split, n_threads=1):
 
 @pytest.fixture(scope="module")
 def three():
-    return ready()
+    return ready(n_users=500)
 
 
 def transferred(
@@ -245,7 +285,7 @@ def test_the_items_control_learns_items_and_leaves_users(three):
     assert result.factors.users.tobytes() == alone.users.tobytes()
     # whatever its best epoch, items did move on the way
     assert result.history.epochs[1].train_loss != result.history.epochs[2].train_loss
-    assert result.attention == {"b": 0.0, "c": 0.0}
+    assert set(result.attention.values()) <= {0.0}
 
 
 def test_fixed_items_stay_bit_by_bit(three):
@@ -280,33 +320,21 @@ def test_mean_attention_is_shared_out_among_the_sources(three):
     assert all(weight > 0 for weight in attention.values())
 
 
-@dataclass
-class Watched:
-    """Counts the network's passes of each epoch, with and without dropout."""
+def test_dropout_is_on_in_training_and_off_in_validation(three, monkeypatch):
+    factors, learn = [], network.learn
 
-    passes: list[tuple[int, int]] = field(default_factory=list)
-    now: list[bool] = field(default_factory=list)
+    def noted(*args):
+        factors.append(args[4].copy())
+        return learn(*args)
 
-    def checkpoint(self, part: str) -> None:
-        return None
-
-    def on_epoch(self, epoch: Epoch, /) -> None:
-        self.passes.append((sum(self.now), len(self.now) - sum(self.now)))
-        self.now.clear()
-
-
-def test_dropout_is_on_in_every_training_epoch_and_off_in_every_validation(three, monkeypatch):
-    watched, forward = Watched(), AttentionTransfer.forward
-
-    def noted(self, *inputs, generator=None):
-        watched.now.append(generator is not None)
-        return forward(self, *inputs, generator=generator)
-
-    monkeypatch.setattr(AttentionTransfer, "forward", noted)
-    transferred(three, job=watched, max_epochs=3)
-    n_batches = -(-int(three.data.splits["a"].train.known_users().sum()) // 32)
-    assert [with_dropout for with_dropout, _ in watched.passes] == [0] + 3 * [n_batches]
-    assert all(without >= 1 for _, without in watched.passes)
+    monkeypatch.setattr(network, "learn", noted)
+    one = transferred(three, dropout=0.25)
+    values = np.concatenate(factors)
+    np.testing.assert_allclose(np.unique(values), [0, 4 / 3], rtol=1e-6)
+    assert np.mean(values == 0) == pytest.approx(0.25, abs=0.05)
+    # validation saw what the factors say, which nothing random takes part in
+    best = one.history.best
+    assert looking(three.data.splits["a"]).ndcg(one.factors) == best.valid
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -326,10 +354,11 @@ def test_a_last_batch_of_any_size_will_do(three, batch_size):
 
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c", "d")])
 def test_any_number_of_domains(names):
-    made = ready(names, n_users=60)
-    result = transferred(made, max_epochs=2)
+    made = ready(names, n_users=600)
+    result = transferred(made)
     assert result.attention.keys() == set(names[1:])
-    assert result.factors.users.shape == (60, 6)
+    assert result.kept
+    assert result.factors.users.shape == (600, 6)
 
 
 def test_vectors_that_stand_for_unknown_users_have_no_influence(three):

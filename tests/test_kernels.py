@@ -85,8 +85,9 @@ def train_items(train, vectors, items, *, order=None, rate=0.0, strength=0.05, c
     gradients = np.full_like(vectors, 9)
     squares = np.full(len(items), START, np.float32)
     touched = np.zeros(len(items), np.bool_)
+    learns = np.full(len(vectors), rate > 0)
     loss = kernels.train_items(
-        np.arange(len(vectors)) if order is None else order, vectors, gradients,
+        np.arange(len(vectors)) if order is None else order, learns, vectors, gradients,
         train.indptr, train.items, items, squares, touched,
         np.float32(rate), np.float32(strength), candidates, np.uint64(key),
     )  # fmt: skip
@@ -255,7 +256,8 @@ def test_lanes_add_up_what_each_changed():
         return float(lane)
 
     for passes in (1, 2):  # the second starts from the merged values in every lane
-        assert lanes.run(np.ones(3, np.int64), job) == 0 + 1 + 2
+        assert lanes.run(np.ones(3, np.int64), job) == [0, 1, 2]
+        lanes.merge()
         np.testing.assert_array_equal(lanes.items, items + passes * changes.sum(axis=0))
         np.testing.assert_array_equal(lanes.squares, squares + passes * growth.sum(axis=0))
 

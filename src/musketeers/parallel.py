@@ -15,15 +15,16 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(job: Callable[[int], object], n: int) -> None:
-    """Run ``job(0) .. job(n - 1)`` at the same time and wait for all; the first failure is raised.
+def each(job: Callable[[int], object], n: int, *, n_threads: int) -> None:
+    """Run ``job(0) .. job(n - 1)``, so many at the same time; the first failure is raised.
 
     Jobs must not call `each` themselves.
     """
-    if n == 1:
-        job(0)
+    if n == 1 or n_threads == 1:
+        for number in range(n):
+            job(number)
         return
-    for future in [_pool(n).submit(job, lane) for lane in range(n)]:
+    for future in [_pool(n_threads).submit(job, number) for number in range(n)]:
         future.result()
 
 

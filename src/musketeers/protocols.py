@@ -22,7 +22,7 @@ class Scorer(Protocol):
     def score(self, users: Int[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch item"]:
         """Preference of each user for every item; larger is better, no fixed scale.
 
-        Fast, and within `error` of `exact`.
+        Fast, and within `error` of `exact`.  Several threads call it at once.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Exact top-k over a whole catalogue, seen items skipped."""
 
+import math
 from dataclasses import dataclass
-from functools import partial
 from typing import no_type_check
 
 import numpy as np
@@ -14,7 +14,8 @@ from musketeers.parallel import each
 from musketeers.protocols import Scorer
 
 TILE_BYTES = 30 * 2**20
-"""Size of the scores held at once; below 32 MB the C library hands the same pages out again."""
+"""Size of the scores that all threads hold at once; below 32 MB the C library hands the same pages
+out again."""
 
 _BLOCK = 128
 _GROUPS = 256
@@ -108,11 +109,17 @@ def top_k(
     ranking = Ranking(
         np.full((len(users), k), -1, dtype=np.int32), np.full((len(users), k), np.nan)
     )
-    size = max(1, TILE_BYTES // (4 * max(1, scorer.n_items)))
-    for first in range(0, len(users), size):
-        tile = slice(first, first + size)
+    # as many users in a tile as memory allows, as many tiles for one thread as for another
+    size = max(1, TILE_BYTES // (4 * max(1, scorer.n_items) * n_threads))
+    n_tiles = math.ceil(len(users) / (size * n_threads)) * n_threads
+    edges = np.linspace(0, len(users), n_tiles + 1).astype(np.int64)
+
+    def rank(number: int) -> None:
+        tile = slice(edges[number], edges[number + 1])
         part = Ranking(ranking.items[tile], ranking.scores[tile])
-        _rank_tile(scorer, users[tile], margins[tile], skip, part, n_threads)
+        _rank_tile(scorer, users[tile], margins[tile], skip, part)
+
+    each(rank, n_tiles, n_threads=n_threads)
     return ranking
 
 
@@ -146,45 +153,22 @@ def _rank_tile(
     margins: Float64[np.ndarray, " user"],
     seen: Interactions,
     out: Ranking,
-    n_threads: int,
 ) -> None:
     """Fill `out` for as many users as have their scores in memory at once."""
     k = min(out.items.shape[1], scorer.n_items)
-    if k == 0:
+    if k == 0 or not len(users):
         return
     scores = np.ascontiguousarray(scorer.score(users))
     # Padding is item 0, a row that every scorer has, and is cut off by the counts.
     candidates = np.zeros((len(users), 2 * k + 32), dtype=np.int32)
     counts = np.empty(len(users), dtype=np.int64)
-    edges = np.linspace(0, len(users), n_threads + 1).astype(np.int64)
-
-    lanes = partial(_select_lane, edges, scores, margins, users, seen, k, candidates, counts)
-    each(lanes, n_threads)
+    _select(scores, margins, users, seen.indptr, seen.items, k, candidates, counts)
     _order(scorer, users, candidates[:, : max(counts.max(), 1)], counts, out)
     for row in np.flatnonzero(counts < 0):
         chosen = _near_best(scores[row], float(margins[row]), seen.of(int(users[row])), k)
         one = slice(row, row + 1)
         part = Ranking(out.items[one], out.scores[one])
         _order(scorer, users[one], chosen[None], np.array([len(chosen)]), part)
-
-
-def _select_lane(
-    edges: Int64[np.ndarray, " edge"],
-    scores: Float32[np.ndarray, "user item"],
-    margins: Float64[np.ndarray, " user"],
-    users: Int[np.ndarray, " user"],
-    seen: Interactions,
-    k: int,
-    candidates: Int32[np.ndarray, "user candidate"],
-    counts: Int64[np.ndarray, " user"],
-    lane: int,
-) -> None:
-    """One thread's neighbouring users."""
-    mine = slice(edges[lane], edges[lane + 1])
-    _select(
-        scores[mine], margins[mine], users[mine], seen.indptr, seen.items, k,
-        candidates[mine], counts[mine],
-    )  # fmt: skip
 
 
 def _order(

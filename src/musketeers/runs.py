@@ -105,7 +105,7 @@ def fit_run(
             out, configuration.dump(config), data=inputs, threads=n_threads,
             command=command, resume=resume,
         ) as run,
-        _limited(n_threads),
+        _libraries_on_one_thread(),
     ):  # fmt: skip
         if not run.finished:
             models = _train(
@@ -146,7 +146,7 @@ def fit(
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(None, len(frames))
     data = _Data.of(readers.from_frames(frames, config.data), config, watch)
-    with _limited(n_threads):
+    with _libraries_on_one_thread():
         models = _train(config, data, measured, _Jobs(None, config, data.splits, watch, n_threads))
         return _result(None, config, data, models, measured, n_threads)
 
@@ -155,7 +155,7 @@ def evaluate_run(path: Path | str, *, threads: int | None = None) -> RunResult:
     """A finished run with its metrics computed anew from the saved models; nothing is written."""
     path, n_threads = Path(path), _thread_count(threads)
     found = open_run(path)
-    with _limited(n_threads):
+    with _libraries_on_one_thread():
         factors = {model: load_factors(path, found, model) for model in found.metrics}
         metrics = _measure(factors, found.splits, n_threads)
     return replace(found, metrics=metrics)
@@ -178,16 +178,17 @@ def _thread_count(threads: int | None) -> int:
 
 
 @contextmanager
-def _limited(n_threads: int) -> Generator[None]:
-    """Keep BLAS's pool as small as ours, and torch to one thread.
+def _libraries_on_one_thread() -> Generator[None]:
+    """Hold BLAS and torch to one thread, since the work is shared out here already.
 
-    The networks' steps are too small to share: two threads save them nothing on an idle machine
-    and wait for each other, up to a hundred times as long as they work, on a busy one.
+    Two pools on the same processors wait for each other: BLAS's goes on spinning after a product
+    and takes the time from whatever comes next, and torch's needs up to a hundred times as long
+    for a small step on a busy machine.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(n_threads, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)
@@ -300,7 +301,7 @@ def _result(
             domain,
             factors[best][name],
             train=data.splits[name].train,
-            transfers=best == "cat_art" and models.transferred[name].history.best.number > 0,
+            transfers=best == "cat_art" and models.transferred[name].kept,
         )
         for name, domain in data.domains.domains.items()
     }

@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
-from torch import Generator, Tensor
+from jaxtyping import Float32, Int
+from torch import Generator
 
 from musketeers import modules
+from musketeers.art import network
 from musketeers.art.model import AttentionTransfer
+from musketeers.art.network import Told, Weights
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
-from musketeers.pretrain import kernels
 from musketeers.pretrain.lanes import ItemLanes
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
@@ -28,8 +29,11 @@ class Transferred:
     """A target domain that learned from the others."""
 
     factors: Factors
+    kept: bool
+    """Whether validation told the gain from noise; if not, the factors are the domain's alone."""
     attention: Mapping[str, float]
-    """Mean attention weight of each source over the target's users whom any source knows."""
+    """Mean attention weight of each source over the target's users whom any source knows; empty
+    if nothing was kept."""
     weights: Mapping[str, np.ndarray]
     history: History
 
@@ -45,13 +49,17 @@ def transfer(
     seed: Seed,
     job: Job,
 ) -> Transferred:
-    """The target's best model by validation NDCG@10, its start (the domain alone) included.
+    """The target's best model by validation NDCG@10, or its start, the domain alone.
+
+    The start stays unless the best is better by more than one standard error of the gain
+    (`Validation.is_better`).
 
     Every user embedding is fixed (Algorithm 1 of the paper); the network learns, and the
     target's items go on learning unless `config.art.items` is fixed.  Given
     ``shared.hidden()`` this is the items control: the same training without any transfer.
     """
     training = _Transfer(target, split, validation, alone, shared, aligned, config, seed)
+    start = {name: value.copy() for name, value in training.state().items()}
     history = fit(
         training,
         max_epochs=config.art.max_epochs,
@@ -59,9 +67,12 @@ def transfer(
         checkpoint=job.checkpoint("art"),
         on_epoch=job.on_epoch,
     )
-    return Transferred(
-        training.factors(), training.mean_attention(), modules.weights_of(training.model), history
-    )
+    kept = validation.is_better(training.factors(), alone.factors)
+    if not kept:
+        training.restore(start)
+    attention = training.mean_attention() if kept else {}
+    weights = modules.weights_of(training.model)
+    return Transferred(training.factors(), kept, attention, weights, history)
 
 
 class _Transfer:
@@ -84,22 +95,22 @@ class _Transfer:
         self._counts = split.train.counts()
         index, sources = shared.index(target), shared.without(target)
         self._sources = sources.domains
-        self._length = float(shared.lengths[index])
-        self._alone = torch.from_numpy(alone.factors.users)
+        self._length = np.float32(shared.lengths[index])
+        self._alone = alone.factors.users
         # what stage 1 gives a user without history
-        self._mean = self._alone[shared.known[:, index]].mean(0)
-        self._target = torch.from_numpy(shared.values[:, index])
-        self._target_known = torch.from_numpy(shared.known[:, index])
-        self._values = torch.from_numpy(sources.values)
-        self._known = torch.from_numpy(sources.known)
-        self._aligned = torch.from_numpy(aligned)
-        self._regularization = alone.regularization
-        self._rate = np.float32(config.pretrain.learning_rate if config.art.items == "tuned" else 0)
+        self._mean = self._alone[self._trained].mean(0)
+        self._everybody = Told(
+            shared.values[:, index],
+            shared.known[:, index],
+            sources.values.transpose(1, 0, 2),
+            sources.known,
+            aligned,
+        )
+        self._regularization = np.float32(alone.regularization)
+        self._rate = np.float32(config.pretrain.learning_rate)
         self._candidates = config.pretrain.candidates
         init = Generator().manual_seed(seed.child("init").integer())
-        self.model = AttentionTransfer(
-            len(sources.domains), aligned.shape[1], dropout=config.art.dropout, generator=init
-        )
+        self.model = AttentionTransfer(len(sources.domains), aligned.shape[1], generator=init)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.art.learning_rate, weight_decay=0, fused=True
         )
@@ -111,11 +122,17 @@ class _Transfer:
         """See `Trainable.epoch`."""
         stream = self._seed.child("epoch", str(number))
         order = stream.numpy().permutation(self._trained)
-        generator = Generator().manual_seed(stream.child("dropout").integer())
+        dropout = stream.child("dropout").numpy()
         key = np.uint64(stream.child("negatives").integer())
-        size = self._config.batch_size
-        batches = (order[start : start + size] for start in range(0, len(order), size))
-        loss = sum(self._step(users, generator, key) for users in batches)
+        loss, waiting = 0.0, 0
+        for start in range(0, len(order), self._config.batch_size):
+            users = order[start : start + self._config.batch_size]
+            loss += self._step(users, dropout, key)
+            waiting += int(self._counts[users].sum())
+            if waiting >= self.lanes.block:
+                self.lanes.merge()
+                waiting = 0
+        self.lanes.merge()
         return loss / max(len(self._train), 1)
 
     def validate(self) -> float:
@@ -124,22 +141,18 @@ class _Transfer:
 
     def factors(self) -> Factors:
         """The model as it is now; user vectors of all users."""
-        with torch.no_grad():
-            rows = torch.arange(len(self._alone)).split(8192)
-            users = torch.cat([self._alone[part] + self._added(part) for part in rows])
-        return Factors(users.numpy(), self.lanes.items)
+        users = self._alone.copy()
+        for start in range(0, len(users), 8192):
+            rows = np.arange(start, min(start + 8192, len(users)))
+            users[rows] += self._length * self._forward(rows)[0]
+        return Factors(users, self.lanes.items)
 
     def mean_attention(self) -> dict[str, float]:
         """See `Transferred.attention`."""
-        rows = (self._target_known & self._known.any(1)).nonzero().flatten()
-        with torch.no_grad():
-            weights = self.model.attention(
-                self._target[rows],
-                self._target_known[rows],
-                self.model.adapted(self._values[rows]),
-                self._known[rows],
-            )
-        means = weights.sum(0) / max(len(rows), 1)
+        told = self._everybody
+        rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
+        _, trace = self._forward(rows)
+        means = trace.attention.sum(0) / max(len(rows), 1)
         return dict(zip(self._sources, means.tolist(), strict=True))
 
     def state(self) -> Mapping[str, np.ndarray]:
@@ -152,81 +165,48 @@ class _Transfer:
         modules.restore(self.model, self._optimizer, state)
         self.lanes.restore(state["items"], state["item_squares"])
 
-    def _added(
-        self,
-        rows: Int[Tensor, " batch"],
-        seen: Tensor | None = None,
-        generator: Generator | None = None,
-    ) -> Float[Tensor, "batch dim"]:
-        """What transfer adds; `seen` says whose own target vector may be looked at."""
-        known = self._target_known[rows] if seen is None else seen
-        added = self.model(
-            self._target[rows], known, self._values[rows], self._known[rows],
-            self._aligned[rows], generator=generator,
-        )  # fmt: skip
-        return self._length * added
+    def _forward(self, rows: Int[np.ndarray, " batch"]) -> tuple[np.ndarray, network.Trace]:
+        """What transfer adds, in units of the target's length, without any dropout."""
+        weights, nobody_hidden = self.model.weights(), np.ones(len(rows), np.bool_)
+        told = network.told_of(self._everybody, rows, nobody_hidden, weights.pad)
+        return network.forward(weights, told, np.ones(told.sources_known.shape, np.float32))
 
     def _step(
-        self, users: Int[np.ndarray, " batch"], generator: Generator, key: np.uint64
+        self, users: Int[np.ndarray, " batch"], dropout: np.random.Generator, key: np.uint64
     ) -> float:
-        """One pass over all items of a batch of users, one step of the network; the summed loss.
-
-        The transferred vector depends on the user alone, so one forward and one backward
-        pass serve all of a user's items.
-        """
-        rows = torch.from_numpy(users)
-        dropped = torch.rand(len(rows), generator=generator) < self._config.target_dropout
+        """One pass over all items of a batch of users, one step of the network; the summed loss."""
+        known = self._everybody.sources_known[users]
         # whoever is known nowhere else keeps the own vector: nothing could stand in for it
-        hidden = dropped & self._known[rows].any(1)
-        added = self._added(rows, self._target_known[rows] & ~hidden, generator)
-        own = self._alone[rows].where(~hidden.unsqueeze(-1), self._mean)
-        vectors = (own + added.detach()).numpy()
-        gradients = np.empty_like(vectors)
-        loss = 0.0
-        # items learn from users as they will be served, the network from both
-        for which, rate in ((~hidden, self._rate), (hidden, np.float32(0))):
-            loss += self._pass(
-                users, which.nonzero().flatten().numpy(), vectors, gradients, rate, key
-            )
-        weights = torch.from_numpy(self._config.regularization * self._counts[users]).float()
-        self._optimizer.zero_grad()
-        added.backward(torch.from_numpy(gradients) + weights.unsqueeze(-1) * added.detach())
+        seen = (dropout.random(len(users)) >= self._config.target_dropout) | ~known.any(1)
+        kept = dropout.random(known.shape) >= self._config.dropout
+        factors = (kept / (1 - self._config.dropout)).astype(np.float32)
+        job = partial(self._learn, self.model.weights(), users, seen, factors, key)
+        losses, gradients = zip(*self.lanes.run(self._counts[users], job), strict=True)
+        for weight, *parts in zip(self.model.parameters(), *gradients, strict=True):
+            weight.grad = torch.from_numpy(reduce(np.add, parts))
         self._optimizer.step()
-        return loss
+        return sum(losses)
 
-    def _pass(
+    def _learn(
         self,
-        users: Int[np.ndarray, " batch"],
-        which: Int[np.ndarray, " part"],
-        vectors: Float32[np.ndarray, "batch dim"],
-        gradients: Float32[np.ndarray, "batch dim"],
-        rate: np.float32,
-        key: np.uint64,
-    ) -> float:
-        """The summed loss of those users, their gradients filled in; items learn at `rate`."""
-        chosen, own_vectors = users[which], vectors[which]
-        own_gradients = np.empty_like(own_vectors)
-
-        job = partial(self._train_items, chosen, own_vectors, own_gradients, rate, key)
-        loss = self.lanes.run(self._counts[chosen], job)
-        gradients[which] = own_gradients
-        return loss
-
-    def _train_items(
-        self,
+        weights: Weights,
         users: np.ndarray,
-        vectors: np.ndarray,
-        gradients: np.ndarray,
-        rate: np.float32,
+        seen: np.ndarray,
+        factors: np.ndarray,
         key: np.uint64,
         part: slice,
         items: np.ndarray,
         squares: np.ndarray,
         touched: np.ndarray,
-    ) -> float:
-        """One lane's work in a batch (`lanes.Job`)."""
-        return kernels.train_items(
-            users[part], vectors[part], gradients[part],
+    ) -> tuple[float, Weights]:
+        """One lane's part of a step (`lanes.Job`)."""
+        users, seen, factors = users[part], seen[part], factors[part]
+        # items learn from users as they will be served, the network from both
+        learns = seen & (self._config.items == "tuned")
+        strengths = (self._config.regularization * self._counts[users]).astype(np.float32)
+        return network.learn(
+            weights, self._everybody, users, seen, factors,
+            self._alone, self._mean, self._length, strengths, learns,
             self._train.indptr, self._train.items, items, squares, touched,
-            rate, np.float32(self._regularization), self._candidates, key,
+            self._rate, self._regularization, self._candidates, key,
         )  # fmt: skip

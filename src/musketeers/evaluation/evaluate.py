@@ -68,8 +68,8 @@ def validation_ndcg(
     *,
     users: Int[np.ndarray, " user"],
     n_threads: int,
-) -> float:
-    """Mean NDCG@10 of the given users, what early stopping looks at; `seen` is train alone.
+) -> Float64[np.ndarray, " counted"]:
+    """NDCG@10 of each of the given users, what choices look at; `seen` is train alone.
 
     Users without a validation item do not count.  Raises `DataError` if nobody is left.
     """
@@ -81,7 +81,7 @@ def validation_ndcg(
         )
     ranking = top_k(scorer, counted, k=10, seen=seen, n_threads=n_threads)
     hits = hits_of(ranking.items, counted, valid)
-    return float(ndcg(hits, valid.counts()[counted]).mean())
+    return ndcg(hits, valid.counts()[counted])
 
 
 def metrics_json(

@@ -1,9 +1,10 @@
 """What early stopping looks at: NDCG@10 of validation items over a fixed sample of users."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from musketeers.data.domains import Split
 from musketeers.errors import DataError
@@ -41,6 +42,18 @@ class Validation:
 
     def ndcg(self, scorer: Scorer) -> float:
         """Mean NDCG@10 with the training items skipped, in 0..1."""
+        return float(self._by_user(scorer).mean())
+
+    def is_better(self, scorer: Scorer, other: Scorer) -> bool:
+        """Whether the mean gain over `other` exceeds one standard error of itself.
+
+        The rule of one standard error (Breiman et al., Classification and Regression Trees, 1984,
+        section 3.4.3): of two models that validation cannot tell apart, take the simpler.
+        """
+        gains = self._by_user(scorer) - self._by_user(other)
+        return float(gains.mean()) > float(gains.std()) / math.sqrt(len(gains))
+
+    def _by_user(self, scorer: Scorer) -> Float64[np.ndarray, " counted"]:
         return validation_ndcg(
             scorer, self.split.valid, self.split.train, users=self.users, n_threads=self.n_threads
         )

@@ -229,6 +229,7 @@ def train_users(
 @no_type_check
 def train_items(
     order,
+    learns,
     vectors,
     gradients,
     indptr,
@@ -243,9 +244,9 @@ def train_items(
 ):
     """One BPR pass with the users' vectors fixed; the summed loss.
 
-    Stage 3.  Row r of `vectors` belongs to user ``order[r]``.  Items learn as in `train_users`,
-    or stay where `learning_rate` is 0; ``gradients[r]`` becomes the gradient of the user's
-    summed BPR loss with respect to ``vectors[r]``, for whatever made the vectors to learn from.
+    Stage 3.  Row r of `vectors` belongs to user ``order[r]``.  Where ``learns[r]``, items learn
+    from this user as in `train_users`.  ``gradients[r]`` becomes the gradient of the user's summed
+    BPR loss with respect to ``vectors[r]``, for whatever made the vectors to learn from.
     """
     dim = items.shape[1]
     mean = _ONE / np.float32(dim)
@@ -280,7 +281,7 @@ def train_items(
                 sum_first += step * step
                 step = push * u + regularization * w
                 sum_second += step * step
-            if learning_rate == _ZERO:
+            if not learns[r]:
                 continue
             item_squares[i] += sum_first * mean
             item_squares[j] += sum_second * mean

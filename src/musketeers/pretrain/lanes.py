@@ -1,12 +1,13 @@
 """The item table while several threads train it at once, deterministically.
 
 Threads that write one table at the same time (Hogwild) never give the same result twice.  Here
-each thread, a lane, has its own users and its own copy of the table for a block of users; at the
-block's end the lanes' changes are added in a fixed order.
+each thread, a lane, has its own users and its own copy of the table for a while; then the lanes'
+changes are added in a fixed order.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -14,8 +15,13 @@ from jaxtyping import Float32, Int64
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
 
-Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], float]
-"""(users of this lane, items, item_squares, touched) -> summed loss."""
+BLOCK, BLOCK_PER_ITEM = 65536, 4
+"""Interactions a lane works through before the lanes are merged: at least so many, and at least so
+many for each item, because a merge visits nearly every row of the table."""
+
+Result = TypeVar("Result")
+Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], Result]
+"""(users of this lane, items, item_squares, touched) -> what the lane found."""
 
 
 class ItemLanes:
@@ -42,24 +48,33 @@ class ItemLanes:
         """Threads that work at the same time."""
         return len(self._touched)
 
-    def run(self, costs: Int64[np.ndarray, " user"], job: Job) -> float:
-        """Give every lane its part of a block and merge; the summed loss.
+    @property
+    def block(self) -> int:
+        """Interactions that all lanes together should work through between two merges."""
+        return self.n_lanes * max(BLOCK, BLOCK_PER_ITEM * len(self.items))
 
-        `costs` are the interactions of the block's users; the parts are neighbours of about
-        equal cost.
+    def run(self, costs: Int64[np.ndarray, " user"], job: Job[Result]) -> list[Result]:
+        """Give every lane its part of some users; what the lanes found, in their order.
+
+        `costs` are the users' interactions; the parts are neighbours of about equal cost.
+        Until `merge` each lane sees its own changes alone.
         """
         parts = even_parts(costs, self.n_lanes)
         if self.n_lanes == 1:
-            return job(parts[0], self.items, self.squares, self._touched[0])
-        losses = np.zeros(self.n_lanes)
+            return [job(parts[0], self.items, self.squares, self._touched[0])]
+        results: dict[int, Result] = {}
 
         def lane(number: int) -> None:
             mine = self._items[number], self._squares[number], self._touched[number]
-            losses[number] = job(parts[number], *mine)
+            results[number] = job(parts[number], *mine)
 
-        each(lane, self.n_lanes)
-        each(self._merge, self.n_lanes)
-        return float(losses.sum())
+        each(lane, self.n_lanes, n_threads=self.n_lanes)
+        return [results[number] for number in range(self.n_lanes)]
+
+    def merge(self) -> None:
+        """Bring the changes of all lanes into `items` and `squares`, and give them to all lanes."""
+        if self.n_lanes > 1:
+            each(self._merge, self.n_lanes, n_threads=self.n_lanes)
 
     def restore(
         self, items: Float32[np.ndarray, "item dim"], squares: Float32[np.ndarray, " item"]

@@ -20,9 +20,8 @@ from musketeers.training import History, Job, fit
 SQUARES_AT_START = 1e-3
 """Adagrad's sums before the first step; bounds the first steps at about 30 learning rates."""
 
-BLOCK, BLOCK_PER_ITEM = 65536, 4
-"""Interactions a lane works through before the lanes are merged: at least so many, and at least so
-many for each item, because a merge visits nearly every row of the table."""
+MERGES = 4
+"""Merges in an epoch at least, however few interactions there are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,13 +115,13 @@ class _Factorization:
         stream = self._seed.child("epoch", str(number))
         order = stream.numpy().permutation(self._known)
         key = np.uint64(stream.child("negatives").integer())
-        size = max(BLOCK, BLOCK_PER_ITEM * self._train.n_items) * self.lanes.n_lanes
-        n_blocks = max(4, len(self._train) // size)
+        n_blocks = max(MERGES, len(self._train) // self.lanes.block)
         loss = 0.0
         for block in even_parts(self._counts[order], n_blocks):
             users = order[block]
             job = partial(self._train_users, users, key)
-            loss += self.lanes.run(self._counts[users], job)
+            loss += sum(self.lanes.run(self._counts[users], job))
+            self.lanes.merge()
         return loss / max(len(self._train), 1)
 
     def _train_users(

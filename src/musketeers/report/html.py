@@ -120,12 +120,15 @@ def _curves(learning: Learning) -> str:
     parts: list[str] = []
     for stage, title in _STAGES.items():
         if found := learning.histories.get(stage):
-            figures = "".join(_curve(stage, domain, fits) for domain, fits in found.items())
+            figures = "".join(
+                _curve(stage, domain, fits, kept=stage != "art" or bool(learning.attention[domain]))
+                for domain, fits in found.items()
+            )
             parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
     return "".join(parts)
 
 
-def _curve(stage: str, domain: str, fits: Sequence[History]) -> str:
+def _curve(stage: str, domain: str, fits: Sequence[History], *, kept: bool) -> str:
     chosen = max(range(len(fits)), key=lambda n: fits[n].best.valid)
     epoch = fits[chosen].best.number
     # cat's validation value is minus a loss
@@ -135,7 +138,8 @@ def _curve(stage: str, domain: str, fits: Sequence[History]) -> str:
         curves, best=(chosen, epoch), what=f"validation {what}", where=f"{stage}, {name}"
     )
     tried = f", best of {len(fits)} strengths of regularization" if len(fits) > 1 else ""
-    label = f"{name}: {what} {curves[chosen][epoch]:.4f} at epoch {epoch}{tried}"
+    end = "" if kept else "; within noise of epoch 0, the domain alone, which was kept"
+    label = f"{name}: {what} {curves[chosen][epoch]:.4f} at epoch {epoch}{tried}{end}"
     return f"<figure>{picture}<figcaption>{escape(label)}</figcaption></figure>"
 
 
@@ -177,13 +181,14 @@ def _known_in(known_in: Sequence[int]) -> str:
 
 
 def _attention(attention: Mapping[str, Mapping[str, float]]) -> str:
-    if not attention:
+    targets = [name for name, found in attention.items() if found]
+    if not targets:
         return ""
     sources = list(dict.fromkeys(name for found in attention.values() for name in found))
     columns = [name for name in attention if name in sources]
     weights = {(a, b): weight for a, found in attention.items() for b, weight in found.items()}
     caption = "Mean attention of each target (row) on each source (column)"
-    return _heat(caption, list(attention), columns, weights, "{:.2f}".format)
+    return _heat(caption, targets, columns, weights, "{:.2f}".format)
 
 
 def _heat(
