@@ -178,7 +178,8 @@ def test_any_number_of_domains_from_two(names):
     )
     models = trained(splits, config)
     for name in names:
-        assert models.transferred[name].attention.keys() == {*names} - {name}
+        made = models.transferred[name]
+        assert made.attention.keys() == ({*names} - {name} if made.kept else set())
         assert np.isfinite(models.transferred[name].factors.users).all()
 
 

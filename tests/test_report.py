@@ -247,6 +247,23 @@ def test_the_page_says_what_the_run_found():
     assert 'color-mix(in srgb, var(--heat) 100%, var(--page))">0.25</td>' in page
 
 
+def test_the_page_says_which_domains_took_nothing():
+    found = result(metrics(), ["tv", "film"])
+    attention = {"tv": {"film": 1.0}, "film": {}}
+    page = html.render(
+        dataclasses.replace(
+            found, learning=dataclasses.replace(found.learning, attention=attention)
+        )
+    )
+    assert page.count("within noise of epoch 0, the domain alone, which was kept") == 1
+    assert "film: NDCG@10 0.2500 at epoch 0; within noise" in page
+    nothing = dict.fromkeys(attention, {})
+    page = html.render(
+        dataclasses.replace(found, learning=dataclasses.replace(found.learning, attention=nothing))
+    )
+    assert "Mean attention" not in page
+
+
 def test_names_and_settings_are_escaped():
     hostile = "<script>alert(1)</script>"
     found = result({"smf": {hostile: per_user([0.5])}}, ["tv"], warnings=(hostile,))
