@@ -257,7 +257,7 @@ def test_the_page_says_which_domains_took_nothing():
     )
     assert page.count("within noise of epoch 0, the domain alone, which was kept") == 1
     assert "film: NDCG@10 0.2500 at epoch 0; within noise" in page
-    nothing = dict.fromkeys(attention, {})
+    nothing = {name: {} for name in attention}
     page = html.render(
         dataclasses.replace(found, learning=dataclasses.replace(found.learning, attention=nothing))
     )

@@ -131,6 +131,46 @@ def recommend(
 
 
 @app.command()
+def compare(
+    config: Config,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Models by name; all by default. smf is always in."),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The models of the paper's tables, ablations included.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Splits and starts, each tuned anew.")] = 5,
+    tune: Annotated[
+        int, typer.Option(help="Trainings that each model may choose from; the first: defaults.")
+    ] = 20,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted comparison.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes side by side; one for each processor by default.")
+    ] = None,
+) -> None:
+    """Compare models honestly: same splits, same tuning budget, several seeds, tests.
+
+    Every model is tuned on validation data and measured on test data. Writes results.parquet (a
+    row for each user), results.json, table.md, table.tex and report.html. What a comparison has
+    finished is kept, and --resume goes on. A model that fails is named; the others count.
+
+    Example: `musketeers compare settings.toml --models ease,cat_art --seeds 3 --tune 5 --out cmp`
+    """
+    from musketeers import config as settings
+    from musketeers.comparison import command
+
+    command.run(
+        settings.load(config), config.parent, out,
+        models=command.chosen(models, paper=paper), n_seeds=seeds, n_tries=tune,
+        n_processes=jobs, resume=resume, words=sys.argv,
+    )  # fmt: skip
+
+
+@app.command()
 def check(config: Config) -> None:
     """Look at settings and data before training: sizes, shared users, warnings.
 

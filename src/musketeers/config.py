@@ -1,6 +1,7 @@
 """Every setting of a run, with its default and its bounds, checked once at the door."""
 
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -237,3 +238,18 @@ def _keys(path: tuple[int | str, ...]) -> list[str]:
             return []
         section = kind
     return list(section.model_fields)
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The settings with some of them replaced; keys are dotted, such as ``art.learning_rate``.
+
+    Raises `ConfigError` for an unknown key or a value that breaks a rule.
+    """
+    tree = config.model_dump(exclude_none=True)
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return parse(tree, "settings")

@@ -7,6 +7,7 @@
   - ArtifactError      a saved model is missing, damaged, or of another format
   - RunError           a run folder is busy, finished, or cannot be resumed
   - DivergedError      a loss stopped being a finite number
+  - MissingExtraError  a feature needs packages that are not installed
 """
 
 
@@ -36,3 +37,7 @@ class RunError(MusketeersError, RuntimeError):
 
 class DivergedError(MusketeersError, ArithmeticError):
     """A training loss stopped being a finite number."""
+
+
+class MissingExtraError(MusketeersError, ImportError):
+    """A feature needs packages that are not installed; the message names the extra."""

@@ -99,13 +99,13 @@ def fit_run(
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(only, len(config.data.domains))
     data = _Data.of(readers.read(config.data, base=base), config, watch)
-    inputs = {**_fingerprints(data.domains), "models": ",".join(measured)}
+    inputs = {**fingerprints(data.domains), "models": ",".join(measured)}
     with (
         RunFolder.create(
             out, configuration.dump(config), data=inputs, threads=n_threads,
             command=command, resume=resume,
         ) as run,
-        _libraries_on_one_thread(),
+        libraries_on_one_thread(),
     ):  # fmt: skip
         if not run.finished:
             models = _train(
@@ -146,7 +146,7 @@ def fit(
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(None, len(frames))
     data = _Data.of(readers.from_frames(frames, config.data), config, watch)
-    with _libraries_on_one_thread():
+    with libraries_on_one_thread():
         models = _train(config, data, measured, _Jobs(None, config, data.splits, watch, n_threads))
         return _result(None, config, data, models, measured, n_threads)
 
@@ -155,7 +155,7 @@ def evaluate_run(path: Path | str, *, threads: int | None = None) -> RunResult:
     """A finished run with its metrics computed anew from the saved models; nothing is written."""
     path, n_threads = Path(path), _thread_count(threads)
     found = open_run(path)
-    with _libraries_on_one_thread():
+    with libraries_on_one_thread():
         factors = {model: load_factors(path, found, model) for model in found.metrics}
         metrics = _measure(factors, found.splits, n_threads)
     return replace(found, metrics=metrics)
@@ -178,7 +178,7 @@ def _thread_count(threads: int | None) -> int:
 
 
 @contextmanager
-def _libraries_on_one_thread() -> Generator[None]:
+def libraries_on_one_thread() -> Generator[None]:
     """Hold BLAS and torch to one thread, since the work is shared out here already.
 
     Two pools on the same processors wait for each other: BLAS's goes on spinning after a product
@@ -194,7 +194,7 @@ def _libraries_on_one_thread() -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _fingerprints(domains: Domains) -> dict[str, str]:
+def fingerprints(domains: Domains) -> dict[str, str]:
     """One digest for each domain of everything that training sees of it."""
     digests: dict[str, str] = {}
     for name, domain in domains.domains.items():

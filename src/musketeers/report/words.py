@@ -23,6 +23,17 @@ _MODELS = {
     "herograph": "HeroGRAPH",
     "herograph_l": "HeroGRAPH-L",
     "cat_art": "CAT-ART",
+    "smf_wide": "SMF, n x dim",
+    "smf_ae": "+Autoencoder",
+    "smf_cat": "+Contrastive",
+    "cat_art_mean": "-Attention (mean)",
+    "cat_art_linear": "-Attention (linear)",
+    "cat_art_no_global": "-Global embedding",
+    "items_control": "Items control",
+    "cat_art_shuffled": "CAT-ART, shuffled users",
+    "cat_art_noise": "CAT-ART, + noise domain",
+    "pooled_smf": "Pooled SMF",
+    "pooled_ease": "Pooled EASE",
 }
 _METRICS = {"precision": "Prec", "recall": "Rec", "ndcg": "NDCG"}
 _UNITS = ("B", "kB", "MB", "GB", "TB")

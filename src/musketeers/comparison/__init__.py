@@ -1,0 +1,1 @@
+"""Many models on the same data: tuned alike, over several seeds, tested against each other."""

@@ -1,0 +1,97 @@
+"""The whole of `musketeers compare`: a locked folder, progress, files, a last word."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from musketeers import artifacts
+from musketeers import config as configuration
+from musketeers.comparison import files, page
+from musketeers.comparison.jobs import Job
+from musketeers.comparison.models import MODELS, PAPER
+from musketeers.comparison.results import results
+from musketeers.comparison.study import checked, compare_models
+from musketeers.comparison.tables import markdown
+from musketeers.config import RunConfig
+from musketeers.data import readers
+from musketeers.errors import ConfigError, RunError
+from musketeers.parallel import available_threads
+from musketeers.run_folder import RunFolder, check_place
+from musketeers.runs import fingerprints
+
+
+def chosen(models: str | None, *, paper: bool) -> tuple[str, ...]:
+    """The models that the options ask for.  Raises `ConfigError` if they contradict."""
+    if models is not None and paper:
+        raise ConfigError("--models and --paper are both given; use one of them")
+    if models is not None:
+        return tuple(name.strip() for name in models.split(","))
+    return PAPER if paper else tuple(MODELS)
+
+
+def run(
+    config: RunConfig,
+    base: Path,
+    out: Path,
+    *,
+    models: Sequence[str],
+    n_seeds: int,
+    n_tries: int,
+    n_processes: int | None = None,
+    resume: bool = False,
+    words: Sequence[str] = (),
+) -> None:
+    """Compare, write the files into `out`, print the table.
+
+    Raises what `compare_models` and `RunFolder.create` raise, and `RunError` at the end if a job
+    failed: the files are written by then, with what the others found.
+    """
+    names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
+    if n_processes is not None and n_processes < 1:
+        raise ConfigError(f"jobs is {n_processes}; use 1 or more")
+    check_place(out, resume=resume)
+    domains = readers.read(config.data, base=base).domains
+    inputs = {
+        **fingerprints(domains), "models": ",".join(names), "seeds": str(n_seeds),
+        "tries": str(n_tries),
+    }  # fmt: skip
+    with RunFolder.create(
+        out, configuration.dump(config), data=inputs, threads=1, command=words, resume=resume
+    ) as folder:
+        with _progress() as live:
+            task = live.add_task("", total=None)
+
+            def on_done(job: Job, done: int, every: int) -> None:
+                live.update(task, total=every, completed=done, description=job.name)
+                if not live.console.is_terminal:
+                    live.console.print(f"{done} of {every}: {job.name}", highlight=False)
+
+            study = compare_models(
+                config, base.resolve(), out.resolve(), models=names, n_seeds=n_seeds,
+                n_tries=n_tries, n_processes=n_processes or available_threads(), on_done=on_done,
+            )  # fmt: skip
+        if folder.finished:
+            return
+        found = results(study)
+        files.write(out, study, found, domains.users)
+        artifacts.write_text(out / "report.html", page.render(study, found))
+        if not study.failed:
+            folder.finish()
+    Console(highlight=False).print(markdown(found), markup=False, soft_wrap=True)
+    if study.failed:
+        job, why = next(iter(found.failed.items()))
+        n_failed, n_jobs = len(study.failed), len(study.failed) + len(study.found)
+        raise RunError(
+            f"{n_failed} of {n_jobs} jobs failed, the first: {job}: {why}; the others' results "
+            f"are in {out}, --resume tries the failed ones again"
+        )
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True), transient=True)

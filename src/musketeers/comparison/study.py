@@ -1,0 +1,110 @@
+"""All jobs of a comparison, in processes side by side, and what they found together."""
+
+import multiprocessing
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from musketeers import config as configuration
+from musketeers.comparison import jobs as work
+from musketeers.comparison.jobs import Found, Job, Plan
+from musketeers.comparison.models import MODELS
+from musketeers.config import RunConfig
+from musketeers.errors import ConfigError, MusketeersError
+from musketeers.runs import libraries_on_one_thread
+
+OnDone = Callable[[Job, int, int], None]
+"""(job, jobs done, jobs in all)"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Study:
+    """What the jobs of a comparison found."""
+
+    config: RunConfig
+    models: tuple[str, ...]
+    n_seeds: int
+    n_tries: int
+    found: dict[Job, Found]
+    failed: dict[Job, str]
+    """Why, in one line."""
+
+
+def compare_models(
+    config: RunConfig,
+    base: Path,
+    out: Path,
+    *,
+    models: Sequence[str],
+    n_seeds: int,
+    n_tries: int,
+    n_processes: int,
+    on_done: OnDone = lambda _job, _done, _all: None,
+) -> Study:
+    """Train, tune and measure every model with every seed; what is done already is kept.
+
+    Each job is one process on one thread, so results do not depend on `n_processes`.  A job that
+    fails leaves the others', and is named in `Study.failed`.
+
+    Raises `ConfigError` for an unknown model or a number below 1.
+    """
+    names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
+    plan = Plan(configuration.dump(config), base, out, n_tries, n_threads=1)
+    waves = work.jobs_of(names, list(config.data.domains), n_seeds)
+    every = [job for wave in waves for job in wave]
+    failed: dict[Job, str] = {}
+    done = 0
+    for wave in waves:
+        for job, failure in _together(plan, wave, n_processes):
+            done += 1
+            if failure:
+                failed[job] = failure
+            on_done(job, done, len(every))
+    found = {job: work.found(out, job) for job in every if job not in failed}
+    return Study(config, names, n_seeds, n_tries, found, failed)
+
+
+def _together(
+    plan: Plan, jobs: Sequence[Job], n_processes: int
+) -> Generator[tuple[Job, str | None]]:
+    """Each job as it ends, and why if it failed."""
+    # a fresh interpreter each: threads and compiled code do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
+        running = {pool.submit(_run, plan, job): job for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+def _run(plan: Plan, job: Job) -> str | None:
+    """Do the job; why it failed, as text, since not every exception survives the way back."""
+    try:
+        with libraries_on_one_thread():
+            work.run(plan, job)
+    except MusketeersError as error:
+        return str(error)
+    except MemoryError:
+        return "the memory did not suffice; run fewer processes at once"
+    except Exception as error:  # noqa: BLE001 - one job's bug must not cost the others' hours
+        return f"unexpected {type(error).__name__}: {error}; please report it"
+    return None
+
+
+def checked(
+    models: Sequence[str], config: RunConfig, *, n_seeds: int, n_tries: int
+) -> tuple[str, ...]:
+    """The models to compare, the domain alone first; raises as `compare_models` does."""
+    for what, number in (("seeds", n_seeds), ("tries", n_tries)):
+        if number < 1:
+            raise ConfigError(f"{what} is {number}; a comparison needs at least 1")
+    for name in models:
+        if name not in MODELS:
+            near = get_close_matches(name, MODELS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"there is no model {name!r}; {hint}known are {', '.join(MODELS)}")
+        if MODELS[name].joint and len(config.data.domains) < 2:
+            raise ConfigError(f"{name} needs at least two domains; leave it out for one")
+    # the domain alone is what everything is measured against
+    return tuple(dict.fromkeys(["smf", *models]))
