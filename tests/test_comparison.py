@@ -75,7 +75,7 @@ def test_if_every_try_fails_the_first_failure_is_told():
     def fit(settings):
         raise DivergedError(f"{len(settings)} settings")
 
-    with pytest.raises(DivergedError, match="^0 settings$"):
+    with pytest.raises(DivergedError, match=r"^0 settings$"):
         tune(fit, height, BOWL, n_tries=3, seed=Seed(0))
 
 
