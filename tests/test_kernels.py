@@ -132,6 +132,101 @@ def test_a_pass_is_those_steps_in_the_order_of_users_and_items(seed, n_items, n_
     np.testing.assert_allclose(items_after, slow.items, rtol=1e-3, atol=1e-4)
 
 
+class SlowInTwoParts:
+    """MPF by its definition: as `Slow`, with a user's vector the sum of two that learn apart."""
+
+    def __init__(self, common, own, items, *, rate, strength, own_strength):
+        self.tables = [table.astype(np.float64) for table in (common, own, items)]
+        self.squares = [np.full(len(table), START) for table in self.tables]
+        self.rate, self.strength, self.own_strength = rate, strength, own_strength
+
+    def step(self, u, i, j, *, has_own):
+        """Learn that `u` likes `i` more than `j`; the loss before."""
+        places = [(0, u), (1, u), (2, i), (2, j)]
+        rows = np.stack([self.tables[table][row] for table, row in places])
+        strengths = np.array([self.strength, self.own_strength, self.strength, self.strength])
+
+        def stated(rows):
+            penalty = (strengths / 2 * (rows**2).sum(axis=1)).sum()
+            return softplus_loss(rows[0] + rows[1], rows[2], rows[3]) + penalty
+
+        gradients = slope(stated, rows)
+        gradients[1] *= has_own
+        for (table, row), gradient in zip(places, gradients, strict=True):
+            self.squares[table][row] += (gradient**2).mean()
+            change = self.rate / np.sqrt(self.squares[table][row]) * gradient
+            self.tables[table][row] -= change
+        return softplus_loss(rows[0] + rows[1], rows[2], rows[3])
+
+
+def train_common_users(train, common, own, items, *, order, has_own, rate, strengths, candidates=1):
+    """What `kernels.train_common_users` changes: three tables, their squares; and its loss."""
+    tables = [common.copy(), own.copy(), items.copy()]
+    squares = [np.full(len(table), START, np.float32) for table in tables]
+    touched = np.zeros(len(items), np.bool_)
+    loss = kernels.train_common_users(
+        order, train.indptr, train.items,
+        tables[0], squares[0], tables[1], squares[1], has_own,
+        tables[2], squares[2], touched, np.float32(rate),
+        np.float32(strengths[0]), np.float32(strengths[1]), candidates, np.uint64(7),
+    )  # fmt: skip
+    return tables, squares, touched, loss
+
+
+@given(
+    st.integers(0, 2**32), st.integers(2, 6), st.integers(1, 5), st.floats(0, 0.3),
+    st.floats(0, 0.6), st.sampled_from([1, 4]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=25)
+def test_a_pass_in_two_parts_is_those_steps_in_the_order_of_users_and_items(
+    seed, n_items, n_users, strength, own_strength, candidates
+):
+    rng = np.random.default_rng(seed)
+    common, items = tables(rng, n_users=n_users, n_items=n_items)
+    own = rng.normal(size=common.shape).astype(np.float32)
+    has_own = rng.random(n_users) < 0.5
+    free = rng.integers(n_items, size=n_users)  # one item is left, so the negative is known
+    train = liked([[i for i in range(n_items) if i != f] for f in free], n_items=n_items)
+    slow = SlowInTwoParts(
+        common, own, items, rate=0.05, strength=strength, own_strength=own_strength
+    )
+    order = rng.permutation(n_users)
+    expected = sum(
+        slow.step(u, i, free[u], has_own=has_own[u]) for u in order.tolist() for i in train.of(u)
+    )
+    after, squares, touched, loss = train_common_users(
+        train, common, own, items,
+        order=order, has_own=has_own, rate=0.05, strengths=(strength, own_strength),
+        candidates=candidates,
+    )  # fmt: skip
+    assert loss == pytest.approx(expected, rel=1e-4)
+    for fast, stated in zip(after, slow.tables, strict=True):
+        np.testing.assert_allclose(fast, stated, rtol=1e-3, atol=1e-4)
+    for fast, stated in zip(squares, slow.squares, strict=True):
+        np.testing.assert_allclose(fast, stated, rtol=1e-3)
+    np.testing.assert_array_equal(after[1][~has_own], own[~has_own])
+    assert touched.all()
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_without_a_part_of_their_own_users_learn_as_in_one_part(candidates):
+    """The negatives are the same draws, so the two loops must agree on ordinary data."""
+    rng = np.random.default_rng(7)
+    users, items = tables(rng, n_users=40, n_items=30)
+    train = liked([rng.choice(30, rng.integers(31), replace=False) for _ in users], n_items=30)
+    order = rng.permutation(40)
+    expected = train_users(train, users, items, order=order, candidates=candidates)
+    after, squares, touched, loss = train_common_users(
+        train, users, np.zeros_like(users), items,
+        order=order, has_own=np.zeros(40, np.bool_), rate=0.1, strengths=(0.05, 0.3),
+        candidates=candidates,
+    )  # fmt: skip
+    found = after[0], squares[0], after[2], squares[2], touched, loss
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4)
+    assert not after[1].any()
+
+
 def test_items_learn_the_same_whether_users_do_or_not():
     """With one item a user, the item's step is the same in both loops."""
     rng = np.random.default_rng(1)

@@ -1,1 +1,1 @@
-"""Models that know one domain only, or no user at all."""
+"""Models to measure against: of no user, of one domain alone, of all domains' data at once."""

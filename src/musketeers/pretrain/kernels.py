@@ -227,6 +227,95 @@ def train_users(
 
 @_loop
 @no_type_check
+def train_common_users(
+    order,
+    indptr,
+    liked_items,
+    common,
+    common_squares,
+    own,
+    own_squares,
+    has_own,
+    items,
+    item_squares,
+    touched,
+    learning_rate,
+    regularization,
+    own_regularization,
+    n_candidates,
+    key,
+):
+    """One BPR pass with user vectors of two parts, one common to all domains; the summed loss.
+
+    As `train_users` with u = ``common[user] + own[user]``, where x = u.(v_i - v_j) and a step
+    descends softplus(-x) + regularization / 2 (|common|^2 + |v_i|^2 + |v_j|^2)
+    + own_regularization / 2 |own|^2.  `own` stays as it is where not ``has_own[user]``.
+    """
+    dim = common.shape[1]
+    mean = _ONE / np.float32(dim)
+    liked = np.zeros(items.shape[0], np.bool_)
+    drawn = np.empty((2, n_candidates), np.uint64)
+    scores = np.empty(n_candidates, np.float32)
+    bits = scores.view(np.int32)
+    both, row = np.empty((1, dim), np.float32), np.uint64(0)
+    loss, factors = 0.0, 1.0
+    for one in order:
+        user = np.uint64(one)
+        start, stop = indptr[user], indptr[user + _BIT]
+        if start == stop or stop - start >= items.shape[0]:
+            continue
+        _mark(liked, liked_items, start, stop, True)
+        state = _stream(key, user)
+        state = _draw(drawn[start & 1], items, liked_items[start], liked, state)
+        square, own_square = common_squares[user], own_squares[user]
+        learns = _ONE if has_own[user] else _ZERO
+        for d in range(dim):
+            both[row, d] = common[user, d] + own[user, d]
+        for p in range(start, stop):
+            i = np.uint64(liked_items[p])
+            if p + 1 < stop:
+                # one interaction ahead, so that the rows arrive while this one is worked on
+                state = _draw(drawn[(p + 1) & 1], items, liked_items[p + 1], liked, state)
+            j, score = _hardest(both, row, items, drawn[p & 1], scores, bits)
+            difference = score - _dot(both, row, items, i)
+            push, tail = _logistic(difference)
+            loss, factors = _added(loss, factors, difference, tail)
+            sum_common, sum_own, sum_first, sum_second = _ZERO, _ZERO, _ZERO, _ZERO
+            for d in range(dim):
+                u, v, w = both[row, d], items[i, d], items[j, d]
+                pull = push * (v - w)
+                step = pull - regularization * common[user, d]
+                sum_common += step * step
+                step = learns * (pull - own_regularization * own[user, d])
+                sum_own += step * step
+                step = push * u - regularization * v
+                sum_first += step * step
+                step = push * u + regularization * w
+                sum_second += step * step
+            square += sum_common * mean
+            own_square += sum_own * mean
+            item_squares[i] += sum_first * mean
+            item_squares[j] += sum_second * mean
+            rate = learning_rate / np.sqrt(square)
+            rate_own = learns * learning_rate / np.sqrt(own_square)
+            rate_i = learning_rate / np.sqrt(item_squares[i])
+            rate_j = learning_rate / np.sqrt(item_squares[j])
+            for d in range(dim):
+                u, v, w = both[row, d], items[i, d], items[j, d]
+                pull = push * (v - w)
+                common[user, d] += rate * (pull - regularization * common[user, d])
+                own[user, d] += rate_own * (pull - own_regularization * own[user, d])
+                both[row, d] = common[user, d] + own[user, d]
+                items[i, d] = v + rate_i * (push * u - regularization * v)
+                items[j, d] = w - rate_j * (push * u + regularization * w)
+            touched[i] = touched[j] = True
+        common_squares[user], own_squares[user] = square, own_square
+        _mark(liked, liked_items, start, stop, False)
+    return loss + np.log(factors)
+
+
+@_loop
+@no_type_check
 def train_items(
     order,
     learns,

@@ -1,0 +1,115 @@
+"""One user table and the item tables that learn with it: whose turn it is, and all weights."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from musketeers.data.interactions import Interactions
+from musketeers.pretrain.lanes import ItemLanes, even_parts
+from musketeers.seeding import Seed
+
+SQUARES_AT_START = 1e-3
+"""Adagrad's sums before the first step; bounds the first steps at about 30 learning rates."""
+
+MERGES = 4
+"""Merges in an epoch at least, however few interactions there are."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalogue:
+    """What one item table learns from; its negatives come from the same items."""
+
+    train: Interactions
+    seed: Seed
+    """For the order of its users and for their negatives."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """Some users of one catalogue, whose items learn until the lanes are merged."""
+
+    catalogue: int
+    """Its place among the catalogues."""
+    users: Int[np.ndarray, " user"]
+    key: np.uint64
+    """Of the negatives; the same all through an epoch."""
+    when: float
+    """The share of the epoch that is over before it, about."""
+
+
+Learn = Callable[[Turn, slice, np.ndarray, np.ndarray, np.ndarray], float]
+"""(turn, this lane's part of its users, items, item_squares, touched) -> the summed loss."""
+
+
+class Tables:
+    """Vectors of all users, and of the items of each catalogue in lanes, with Adagrad's sums.
+
+    All catalogues must have the same users.  Vectors start as normal noise of expected length
+    near `length`.
+    """
+
+    def __init__(
+        self, catalogues: Sequence[Catalogue], seed: Seed, *, dim: int, length: float, n_lanes: int
+    ) -> None:
+        self.catalogues = catalogues
+        rng = seed.child("init").numpy()
+        scale = np.float32(length / np.sqrt(dim))
+
+        def start(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+            vectors = scale * rng.standard_normal((n_rows, dim), dtype=np.float32)
+            return vectors, np.full(n_rows, SQUARES_AT_START, np.float32)
+
+        self.users, self.user_squares = start(catalogues[0].train.n_users)
+        self.lanes = [ItemLanes(*start(c.train.n_items), n_lanes=n_lanes) for c in catalogues]
+        self._counts = [c.train.counts() for c in catalogues]
+
+    def epoch(self, number: int, learn: Learn) -> float:
+        """Let every user of every catalogue learn once; the mean loss of an interaction.
+
+        Each catalogue's users come in a random order and in blocks.  Where there are several
+        catalogues their blocks take turns, each catalogue's spread evenly over the epoch.
+        """
+        turns = [turn for place in range(len(self.lanes)) for turn in self._turns(place, number)]
+        loss = 0.0
+        for turn in sorted(turns, key=lambda turn: turn.when):
+            lanes = self.lanes[turn.catalogue]
+            costs = self._counts[turn.catalogue][turn.users]
+            loss += sum(lanes.run(costs, partial(learn, turn)))
+            lanes.merge()
+        return loss / max(sum(int(counts.sum()) for counts in self._counts), 1)
+
+    def _turns(self, place: int, number: int) -> Iterator[Turn]:
+        stream = self.catalogues[place].seed.child("epoch", str(number))
+        counts = self._counts[place]
+        order = stream.numpy().permutation(np.flatnonzero(counts))
+        key = np.uint64(stream.child("negatives").integer())
+        n_blocks = max(MERGES, int(counts.sum()) // self.lanes[place].block)
+        # somewhere in its share of the epoch, so that no catalogue always has the last word
+        whens = (np.arange(n_blocks) + stream.child("turns").numpy().random(n_blocks)) / n_blocks
+        for block, when in zip(even_parts(counts[order], n_blocks), whens.tolist(), strict=True):
+            yield Turn(place, order[block], key, when)
+
+    def known_users(self) -> Bool[np.ndarray, " user"]:
+        """Whether each user has any pair in any catalogue."""
+        return np.any([counts > 0 for counts in self._counts], axis=0)
+
+    def give_unknown_users_the_mean(self) -> None:
+        """One who has no history is taken for the mean user until another table says more."""
+        known = self.known_users()
+        self.users[~known] = self.users[known].mean(axis=0)
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        """All weights and sums, as `training.Trainable.state` wants them."""
+        state = {"users": self.users, "user_squares": self.user_squares}
+        for place, lanes in enumerate(self.lanes):
+            state |= {f"items-{place}": lanes.items, f"item_squares-{place}": lanes.squares}
+        return state
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state` gave."""
+        self.users[:], self.user_squares[:] = state["users"], state["user_squares"]
+        for place, lanes in enumerate(self.lanes):
+            lanes.restore(state[f"items-{place}"], state[f"item_squares-{place}"])
