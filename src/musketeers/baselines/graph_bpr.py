@@ -27,7 +27,7 @@ class GraphSettings:
     """Steps along the graph; 0 is plain matrix factorisation."""
     learning_rate: float = 0.01
     """Adam's step."""
-    regularization: float = 1e-3
+    regularization: float = 2e-3
     """L2 strength on the unsmoothed vectors of a batch, for each pair."""
     batch_size: int = 8192
     """Pairs per step over all domains; each step smooths whole tables, so few large ones."""
