@@ -1,0 +1,263 @@
+"""Implicit alternating least squares (iALS): squared error over every pair, rows solved exactly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import no_type_check
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from numba import njit
+
+from musketeers.data.domains import Split
+from musketeers.data.interactions import Interactions
+from musketeers.errors import ConfigError
+from musketeers.evaluation.validation import Validation
+from musketeers.parallel import each
+from musketeers.pretrain.lanes import even_parts
+from musketeers.ranking import Factors
+from musketeers.seeding import Seed
+from musketeers.training import History, Job, fit
+
+_PARTS_PER_THREAD = 8
+"""Rows are shared out in more parts than threads, since guesses of their cost are rough."""
+
+_LANES = 4
+"""Interactions whose products are added to a row's system in one pass over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class IalsSettings:
+    """How much what was not observed counts, and how strongly vectors are held back."""
+
+    unobserved_weight: float = 0.1
+    """Weight of a pair's squared score where observed ones have 1; above 0."""
+    regularization: float = 0.02
+    """L2 strength for each unit of weight that a row sees; above 0."""
+    init_scale: float = 0.1
+    """Expected length of an item's vector before training."""
+    max_epochs: int = 50
+    """One epoch solves all users, then all items."""
+    patience: int = 5
+    """Epochs without a better validation NDCG@10 before training stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("unobserved_weight", "regularization", "init_scale"):
+            value: float = getattr(self, name)
+            if not 0 < value < np.inf:
+                raise ConfigError(
+                    f"{name} is {value}; it must be a number above 0, or rows have no one solution"
+                )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ials:
+    """One domain's iALS model."""
+
+    factors: Factors
+    history: History
+
+
+def ials(
+    split: Split,
+    validation: Validation,
+    settings: IalsSettings,
+    seed: Seed,
+    job: Job,
+    *,
+    dim: int,
+) -> Ials:
+    r"""The domain's best model by validation NDCG@10; a user without history is the mean user.
+
+    Minimises, with observed pairs S, $c_u$ items of user u, and w for `unobserved_weight`,
+
+    $$\sum_{(u,i) \in S} (x_{ui} - 1)^2 + w \sum_{u,i} x_{ui}^2
+      + \lambda \sum_u (c_u + w |I|) |p_u|^2 + \lambda \sum_i (c_i + w |U|) |q_i|^2,
+      \quad x_{ui} = p_u \cdot q_i,$$
+
+    by turns exactly over all users and all items (Hu, Koren and Volinsky, ICDM 2008), with the
+    regularisation that grows with a row's weight of Rendle, Krichene, Zhang and Koren, RecSys 2022
+    (their exponent 1).  U and I are those with any training pair.  The mean loss in the history is
+    this sum for each observed pair.
+
+    An epoch costs |S| dim^2 + (|U| + |I|) dim^3 / 3 multiplications; memory is linear in pairs and
+    rows.  The result is bitwise the same on any number of threads.
+
+    Raises `DivergedError` if a row's system cannot be solved in float32, which takes a
+    `regularization` many orders below the default.
+    """
+    model = _Ials(split.train, validation, settings, seed, dim=dim)
+    history = fit(
+        model,
+        max_epochs=settings.max_epochs,
+        patience=settings.patience,
+        checkpoint=job.checkpoint("ials"),
+        on_epoch=job.on_epoch,
+    )
+    known = split.train.known_users()
+    # least squares give them 0, which ranks nothing
+    model.users[~known] = model.users[known].mean(axis=0)
+    return Ials(Factors(model.users, model.items), history)
+
+
+class _Ials:
+    """The `Trainable` of iALS."""
+
+    def __init__(
+        self,
+        train: Interactions,
+        validation: Validation,
+        settings: IalsSettings,
+        seed: Seed,
+        *,
+        dim: int,
+    ) -> None:
+        self._train, self._by_item = train, _transposed(train)
+        self._settings, self._validation = settings, validation
+        scale = np.float32(settings.init_scale / np.sqrt(dim))
+        rng = seed.child("init").numpy()
+        self.users = np.zeros((train.n_users, dim), np.float32)
+        self.items = scale * rng.standard_normal((train.n_items, dim), dtype=np.float32)
+        # nobody's items would weigh in the first users' systems, and never again
+        self.items[self._by_item.counts() == 0] = 0
+
+    def epoch(self, number: int) -> float:  # noqa: ARG002  nothing here is random
+        """See `Trainable.epoch`; all users, then all items."""
+        self._solve(self._train, self.items, self.users)
+        minima = self._solve(self._by_item, self.users, self.items)
+        # the items' minima hold all of the objective but what holds the users back
+        strengths = self._strengths(self._train)
+        lengths = np.einsum("ud,ud->u", self.users, self.users, dtype=np.float64)
+        return (minima.sum() + strengths @ lengths) / max(len(self._train), 1)
+
+    def validate(self) -> float:
+        """See `Trainable.validate`."""
+        return self._validation.ndcg(Factors(self.users, self.items))
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        """See `Trainable.state`; users follow from items, but the best ones are handed over."""
+        return {"users": self.users, "items": self.items}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `Trainable.restore`."""
+        self.users[:], self.items[:] = state["users"], state["items"]
+
+    def _strengths(self, rows: Interactions) -> Float64[np.ndarray, " row"]:
+        others = np.count_nonzero(rows.item_counts())
+        weights = rows.counts() + self._settings.unobserved_weight * others
+        return self._settings.regularization * weights
+
+    def _solve(
+        self,
+        rows: Interactions,
+        fixed: Float32[np.ndarray, "column dim"],
+        solved: Float32[np.ndarray, "row dim"],
+    ) -> Float64[np.ndarray, " row"]:
+        """Make every row of `solved` the best for `fixed`; each row's part of the objective."""
+        weight = np.float32(self._settings.unobserved_weight)
+        minima = np.zeros(len(solved))
+        solve = partial(
+            _solve_rows,
+            rows.indptr, rows.items, fixed, weight * (fixed.T @ fixed),
+            self._strengths(rows).astype(np.float32), solved, minima,
+        )  # fmt: skip
+        n_threads = self._validation.n_threads
+        # a factorisation costs about as much as this many interactions
+        parts = even_parts(rows.counts() + fixed.shape[1] // 3, n_threads * _PARTS_PER_THREAD)
+        each(lambda n: solve(parts[n].start, parts[n].stop), len(parts), n_threads=n_threads)
+        return minima
+
+
+def _transposed(train: Interactions) -> Interactions:
+    """The users of every item, as rows."""
+    order = np.argsort(train.items, kind="stable")
+    return Interactions.from_sorted(
+        train.items[order], train.users()[order], n_users=train.n_items, n_items=train.n_users
+    )
+
+
+# Compiled loops: `no_type_check` keeps the tests' shape checker, which Numba cannot compile, out.
+# Sums may be reordered and fused; NaN keeps its meaning, so that a failed row is noticed.
+
+_loop = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+@_loop
+@no_type_check
+def _solve_rows(indptr, columns, fixed, gram, strengths, solved, minima, start, stop):
+    """Rows start..stop - 1 of `solved`: (gram + sum of q q' + strength) p = sum of q.
+
+    ``minima[row]`` is the least value itself, the number of columns minus (sum of q) . p.
+    """
+    dim = fixed.shape[1]
+    system = np.empty((dim, dim), np.float32)
+    right = np.empty(dim, np.float32)
+    for row in range(start, stop):
+        liked = columns[indptr[row] : indptr[row + 1]]
+        solution = solved[row]
+        if len(liked) == 0:
+            solution[:] = 0
+            continue
+        system[:] = gram
+        for d in range(dim):
+            system[d, d] += strengths[row]
+        _add_products(fixed, liked, system)
+        right[:] = 0
+        for column in liked:
+            for d in range(dim):
+                right[d] += fixed[column, d]
+        _factorize(system)
+        solution[:] = right
+        _substitute(system, solution)
+        reached = 0.0
+        for d in range(dim):
+            reached += np.float64(right[d]) * np.float64(solution[d])
+        minima[row] = len(liked) - reached
+
+
+@_loop
+@no_type_check
+def _add_products(fixed, liked, system):
+    """Add q q' of every liked column to the lower triangle."""
+    dim = len(system)
+    whole = len(liked) - len(liked) % _LANES
+    for p in range(0, whole, _LANES):
+        q, r = fixed[liked[p]], fixed[liked[p + 1]]
+        s, t = fixed[liked[p + 2]], fixed[liked[p + 3]]
+        for a in range(dim):
+            line = system[a]
+            for b in range(a + 1):
+                line[b] += q[a] * q[b] + r[a] * r[b] + s[a] * s[b] + t[a] * t[b]
+    for p in range(whole, len(liked)):
+        q = fixed[liked[p]]
+        for a in range(dim):
+            line = system[a]
+            for b in range(a + 1):
+                line[b] += q[a] * q[b]
+
+
+@_loop
+@no_type_check
+def _factorize(system):
+    """Cholesky's factor L, L L' = system, over the lower triangle; NaN if there is none."""
+    for a in range(len(system)):
+        for b in range(a + 1):
+            rest = system[a, b]
+            for d in range(b):
+                rest -= system[a, d] * system[b, d]
+            system[a, b] = np.sqrt(rest) if a == b else rest / system[b, b]
+
+
+@_loop
+@no_type_check
+def _substitute(lower, vector):
+    """Solve L L' x = vector in place."""
+    for a in range(len(vector)):
+        rest = vector[a]
+        for d in range(a):
+            rest -= lower[a, d] * vector[d]
+        vector[a] = rest / lower[a, a]
+    for a in range(len(vector) - 1, -1, -1):
+        vector[a] /= lower[a, a]
+        for d in range(a):
+            vector[d] -= lower[a, d] * vector[a]
