@@ -6,7 +6,6 @@ loss of the CAT-ART paper's baseline in place of theirs.  It sees the interactio
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Job
 
-Negatives = Literal["in-domain", "global"]
+NEGATIVES = ("in-domain", "global")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +31,13 @@ class CmfSettings:
 
     bpr: PretrainConfig = field(default_factory=PretrainConfig)
     """As a domain alone learns; strengths are halved while the mean of the domains improves."""
-    negatives: Negatives = "in-domain"
-    """Items an observed one is compared with: of its own domain, or of all domains."""
+    negatives: str = "in-domain"
+    """Items an observed one is compared with: of its own domain, or (global) of all domains."""
 
     def __post_init__(self) -> None:
-        if self.negatives not in get_args(Negatives):
+        if self.negatives not in NEGATIVES:
             raise ConfigError(
-                f"negatives is {self.negatives!r}; choose one of {', '.join(get_args(Negatives))}"
+                f"negatives is {self.negatives!r}; choose one of {', '.join(NEGATIVES)}"
             )
 
 
@@ -83,9 +82,7 @@ def cmf(
     return Joint(_by_domain(learned, tables), found.regularization, found.history)
 
 
-def _catalogues(
-    tables: Mapping[str, Interactions], negatives: Negatives, seed: Seed
-) -> list[Catalogue]:
+def _catalogues(tables: Mapping[str, Interactions], negatives: str, seed: Seed) -> list[Catalogue]:
     if negatives == "global":
         return [Catalogue(_pooled(tables), seed)]
     return [Catalogue(train, seed.child("domain", name)) for name, train in tables.items()]
