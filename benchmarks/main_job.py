@@ -26,17 +26,15 @@ import numpy as np
 import polars as pl
 
 from musketeers import demo
-from musketeers.art.train import transfer
-from musketeers.cat.train import align
 from musketeers.config import DataConfig, RunConfig
+from musketeers.controls import items_control
 from musketeers.data import readers
 from musketeers.data.domains import Domain, Domains, Split
 from musketeers.data.interactions import Interactions
 from musketeers.data.splits import split
 from musketeers.evaluation.compare import Difference, compare, pool
 from musketeers.evaluation.evaluate import PerUser, evaluate, metrics_frame
-from musketeers.exchange import UserEmbeddings
-from musketeers.pipeline import smf, validations
+from musketeers.pipeline import cat_art
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
@@ -105,24 +103,17 @@ def measure(preset: str, seed: int, folder: Path, out: Path, threads: int) -> No
 def trained(
     splits: Mapping[str, Split], config: RunConfig, threads: int
 ) -> dict[str, dict[str, Factors]]:
-    """The three models by domain; the pipeline's stages, with a control beside the last."""
-    seed = Seed(config.seed)
-    alone = smf(splits, config, lambda *_: Unwatched(), n_threads=threads)
-    known = {name: part.train.known_users() for name, part in splits.items()}
-    shared = UserEmbeddings.collect({name: alone[name].factors.users for name in splits}, known)
-    aligned = align(shared, config.cat, seed.child("cat"), Unwatched()).users
-    looked_at = validations(splits, seed, n_threads=threads)
-    after = {
-        model: {
-            name: transfer(
-                name, splits[name], looked_at[name], alone[name], given, aligned,
-                config, seed.child("art", name), Unwatched(),
-            ).factors
-            for name in splits
-        }
-        for model, given in {"items_control": shared.hidden(), "cat_art": shared}.items()
-    }  # fmt: skip
-    return {"smf": {name: made.factors for name, made in alone.items()}, **after}
+    """The three models by domain."""
+    models = cat_art(splits, config, _no_files, n_threads=threads)
+    control = items_control(splits, models.alone, config, _no_files, n_threads=threads)
+    found = {"smf": models.alone, "items_control": control, "cat_art": models.transferred}
+    return {
+        model: {name: one.factors for name, one in made.items()} for model, made in found.items()
+    }
+
+
+def _no_files(*_: str | None) -> Unwatched:
+    return Unwatched()
 
 
 def pooled(preset: str, seeds: int, out: Path) -> dict[str, dict[str, PerUser]]:

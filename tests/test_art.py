@@ -43,21 +43,26 @@ def users(n_users=7, n_sources=3, dim=DIM, *, seed=1):
     )  # fmt: skip
 
 
-def run(weights, everybody, rows=None, seen=None, factors=None):
-    """`network.forward` of some users, all of them by default, and what it was told."""
+QUERY = ("query", "query_bias", "key", "pad")
+SOURCES = ("attention", "mean", "sum", "none")
+
+
+def run(weights, everybody, rows=None, seen=None, dropped=1.0, sources="attention"):
+    """`network.forward` of some users, all of them by default, and what it was given."""
     rows = np.arange(len(everybody.target)) if rows is None else rows
     seen = np.ones(len(rows), np.bool_) if seen is None else seen
     told = network.told_of(everybody, rows, seen, weights.pad)
-    factors = np.ones(told.sources_known.shape) if factors is None else factors
-    return *network.forward(weights, told, factors), told, factors
+    sharpness, factors = network.weighing(sources, told.sources_known, len(weights.pad))
+    given = told, sharpness, (factors * dropped).astype(told.target.dtype)
+    return *network.forward(weights, *given), given
 
 
 def added(*args, **kwargs):
     return run(*args, **kwargs)[0]
 
 
-def one_by_one(w, told, factors):
-    """The docstring's formula for one user after the other; attention and output."""
+def one_by_one(w, told, dropped, sources):
+    """The docstring's formula for one user after the other; the sources' weights, and output."""
     weights, outputs = [], []
     for u in range(len(told.target)):
         known = np.flatnonzero(told.sources_known[u])
@@ -71,20 +76,59 @@ def one_by_one(w, told, factors):
         adapted = {s: told.sources[s, u] @ w.adapt[s] + w.adapt_bias[s] for s in known}
         powers = {s: np.exp(query @ (a @ w.key) / np.sqrt(len(own))) for s, a in adapted.items()}
         for s in known:
-            alpha[s] = powers[s] / sum(powers.values())
-        attended = sum(factors[u, s] * alpha[s] * (adapted[s] @ w.value) for s in known)
+            alpha[s] = {
+                "attention": powers[s] / sum(powers.values()),
+                "mean": 1 / len(known),
+                "sum": 1,
+                "none": 0,
+            }[sources]
+        attended = sum(dropped[u, s] * alpha[s] * (adapted[s] @ w.value) for s in known)
         outputs.append(attended @ w.out + told.shared[u] @ w.shared + w.bias)
     return np.array(weights), np.array(outputs)
 
 
+@pytest.mark.parametrize("sources", SOURCES)
 @pytest.mark.parametrize(("n_sources", "dim"), [(1, 3), (3, 4), (5, 2)])
-def test_what_is_added_is_its_definition_user_by_user(n_sources, dim):
+def test_what_is_added_is_its_definition_user_by_user(n_sources, dim, sources):
     weights, told = network_of(n_sources, dim), users(20, n_sources, dim)
-    factors = np.random.default_rng(2).choice([0, 1.25], size=(20, n_sources))
-    attention, outputs = one_by_one(weights, told, factors)
-    result, trace, *_ = run(weights, told, factors=factors)
+    dropped = np.random.default_rng(2).choice([0, 1.25], size=(20, n_sources))
+    shares, outputs = one_by_one(weights, told, dropped, sources)
+    result, trace, (_, _, factors) = run(weights, told, dropped=dropped, sources=sources)
     np.testing.assert_allclose(result, outputs, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(trace.attention, attention, atol=1e-12)
+    np.testing.assert_allclose(trace.attention * factors, shares * dropped, atol=1e-12)
+
+
+def test_the_sum_is_one_linear_map_of_all_sources_side_by_side():
+    """As the ablation is published; a source that does not know the user has zeros there."""
+    weights, told = network_of(), users()
+    onto = weights.value @ weights.out
+    side_by_side = (told.sources * told.sources_known.T[..., None]).transpose(1, 0, 2)
+    linear = np.concatenate(list(weights.adapt @ onto))
+    expected = (
+        np.concatenate(list(side_by_side.transpose(1, 0, 2)), axis=1) @ linear
+        + told.sources_known @ weights.adapt_bias @ onto
+        + told.shared @ weights.shared
+        + weights.bias
+    )
+    found = added(weights, told, sources="sum")
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-9)
+
+
+def test_without_attention_the_query_does_not_matter():
+    told = users()
+    one, other = network_of(), network_of(seed=5)
+    strange = one._replace(query=other.query, query_bias=other.query_bias, key=other.key)
+    for sources in ("mean", "sum", "none"):
+        found = [added(weights, told, sources=sources) for weights in (one, strange)]
+        np.testing.assert_array_equal(*found)
+    assert (added(one, told) != added(strange, told)).any()
+
+
+def test_without_sources_only_the_shared_embedding_is_added():
+    told, weights = users(), network_of()
+    expected = told.shared @ weights.shared + weights.bias
+    found = added(weights, told, sources="none")
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-12)
 
 
 def test_attention_sums_to_one_over_the_known_sources():
@@ -98,21 +142,25 @@ def test_attention_sums_to_one_over_the_known_sources():
 def test_the_untrained_module_adds_exactly_nothing():
     weights = AttentionTransfer(3, DIM, generator=Generator().manual_seed(0)).weights()
     told = Told(*(a.astype(np.float32) if a.dtype == float else a for a in users()))
-    assert not added(weights, told, factors=np.ones((7, 3), np.float32)).any()
+    assert not added(weights, told).any()
 
 
-def test_a_user_whom_no_source_knows_gets_exactly_nothing():
-    result = added(network_of(), users())
+@pytest.mark.parametrize("sources", SOURCES)
+def test_a_user_whom_no_source_knows_gets_exactly_nothing(sources):
+    result = added(network_of(), users(), sources=sources)
     assert not result[0].any()
     assert result[1].all()
 
 
-def test_what_is_not_known_has_no_influence():
+@pytest.mark.parametrize("way", SOURCES)
+def test_what_is_not_known_has_no_influence(way):
     told = users()
     sources = np.where(told.sources_known.T[..., None], told.sources, -1e3)
     target = np.where(told.target_known[:, None], told.target, 1e3)
     other = told._replace(target=target, sources=sources)
-    np.testing.assert_array_equal(added(network_of(), told), added(network_of(), other))
+    np.testing.assert_array_equal(
+        added(network_of(), told, sources=way), added(network_of(), other, sources=way)
+    )
 
 
 def test_a_hidden_user_is_taken_for_an_unknown_one():
@@ -131,17 +179,20 @@ def test_some_users_get_what_they_get_among_all(rows):
     np.testing.assert_allclose(some, added(weights, told)[rows], rtol=1e-12)
 
 
+@pytest.mark.parametrize("sources", SOURCES)
 @pytest.mark.parametrize("n_sources", [1, 3])
-def test_the_slopes_are_those_of_central_differences(n_sources):
+def test_the_slopes_are_those_of_central_differences(n_sources, sources):
     weights, everybody = network_of(n_sources, 3), users(9, n_sources, 3)
     rng = np.random.default_rng(3)
-    slopes, factors = rng.normal(size=(9, 3)), rng.choice([0, 1.25], size=(9, n_sources))
+    slopes, dropped = rng.normal(size=(9, 3)), rng.choice([0, 1.25], size=(9, n_sources))
+    idle = set() if sources == "attention" and n_sources > 1 else {*QUERY}
+    idle |= {"adapt", "adapt_bias", "value", "out"} if sources == "none" else set()
 
     def loss(weights):
-        return (slopes * added(weights, everybody, factors=factors)).sum()
+        return (slopes * added(weights, everybody, dropped=dropped, sources=sources)).sum()
 
-    _, trace, told, factors = run(weights, everybody, factors=factors)
-    found = network.backward(weights, told, factors, trace, slopes.copy())
+    _, trace, given = run(weights, everybody, dropped=dropped, sources=sources)
+    found = network.backward(weights, *given, trace, slopes.copy())
     for name, weight, slope in zip(Weights._fields, weights, found, strict=True):
         expected = np.empty_like(weight)
         for place in np.ndindex(weight.shape):
@@ -152,7 +203,8 @@ def test_the_slopes_are_those_of_central_differences(n_sources):
                 weights._replace(**{name: behind})
             )
             expected[place] = change / 2e-6
-        assert expected.any() or (name in {"query", "query_bias", "key", "pad"} and n_sources == 1)
+        assert expected.any() == (name not in idle)
+        assert slope.any() == (name not in idle)
         np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
@@ -162,7 +214,8 @@ def test_a_step_learns_what_its_parts_say():
     weights, everybody = network_of(2, 3), users(6, 2, 3)
     alone, mean, items = rng.normal(size=(6, 3)), rng.normal(size=3), rng.normal(size=(2, 3))
     rows, seen = np.array([4, 1, 3]), np.array([True, False, True])
-    factors, strengths, length = np.ones((3, 2)), np.array([0.3, 0.1, 0.2]), 1.7
+    strengths, length = np.array([0.3, 0.1, 0.2]), 1.7
+    given = 1 / np.sqrt(3), np.ones((3, 2))
     pairs = Interactions.from_pairs(np.arange(6), np.zeros(6, int), n_users=6, n_items=2)
 
     def loss(weights):
@@ -173,7 +226,7 @@ def test_a_step_learns_what_its_parts_say():
 
     before = items.copy()
     learnt, slope = network.learn(
-        weights, everybody, rows, seen, factors, alone, mean, length, strengths,
+        weights, everybody, rows, seen, *given, alone, mean, length, strengths,
         np.zeros(3, np.bool_), pairs.indptr, pairs.items, items, np.full(2, 1.0),
         np.zeros(2, np.bool_), 0.1, 0.0, 1, np.uint64(1),
     )  # fmt: skip
@@ -212,7 +265,7 @@ def ready(names=("a", "b", "c"), *, n_users=120, known=0.7, common=0.9, seed=0):
         dim=6,
         data=DataConfig(domains=dict.fromkeys(names, "-")),
         pretrain=PretrainConfig(max_epochs=15, patience=3, halvings=0, regularization=0.05),
-        cat=CatConfig(max_epochs=5),
+        cat=CatConfig(max_epochs=30),
         art=ArtConfig(max_epochs=6, patience=6, batch_size=32, learning_rate=5e-3),
     )
     alone = {
@@ -237,12 +290,12 @@ def three():
 
 
 def transferred(
-    made, target="a", *, shared=None, aligned=None, job=None, n_threads=1, seed=0, **art
+    made, target="a", *, told=None, aligned=None, job=None, n_threads=1, seed=0, **art
 ) -> Transferred:
     split = made.data.splits[target]
     config = made.config.model_copy(update={"art": made.config.art.model_copy(update=art)})
     return transfer(
-        target, split, looking(split, n_threads), made.alone[target], shared or made.shared,
+        target, split, looking(split, n_threads), made.alone[target], told or made.shared,
         made.aligned.users if aligned is None else aligned, config, Seed(seed),
         job or Unwatched(),
     )  # fmt: skip
@@ -280,7 +333,7 @@ def test_users_whom_no_source_knows_keep_their_vector(three):
 
 
 def test_the_items_control_learns_items_and_leaves_users(three):
-    result = transferred(three, shared=three.shared.hidden())
+    result = transferred(three, told=three.shared.hidden())
     alone = three.alone["a"].factors
     assert result.factors.users.tobytes() == alone.users.tobytes()
     # whatever its best epoch, items did move on the way
@@ -320,11 +373,68 @@ def test_mean_attention_is_shared_out_among_the_sources(three):
     assert all(weight > 0 for weight in attention.values())
 
 
+def known_shares(made):
+    """How `a`'s users are known to its sources, one row each; of those whom any source knows."""
+    known = made.shared.without("a").known
+    return known[made.shared.known[:, 0] & known.any(1)]
+
+
+def test_the_reported_weights_are_those_in_use(three):
+    known = known_shares(three)
+    for sources, shares in {"mean": known / known.sum(1, keepdims=True), "sum": known}.items():
+        result = transferred(three, sources=sources)
+        assert result.kept
+        expected = dict(zip("bc", shares.mean(0), strict=True))
+        assert result.attention == pytest.approx(expected, rel=1e-5)
+    result = transferred(three, sources="none")
+    assert result.kept
+    assert result.attention == {}
+
+
+@pytest.mark.parametrize(
+    ("art", "idle"),
+    [
+        ({"sources": "mean"}, QUERY),
+        ({"sources": "sum"}, QUERY),
+        ({"sources": "none"}, (*QUERY, "adapt", "adapt_bias", "value", "out")),
+        ({"shared": False}, ("shared",)),
+        ({"shared": False, "sources": "mean"}, (*QUERY, "shared")),
+    ],
+)
+def test_what_an_ablation_does_not_use_stays_at_its_start(three, art, idle):
+    result = transferred(three, **art)
+    assert result.kept
+    assert result.history.best.number > 0
+    init = Generator().manual_seed(Seed(0).child("init").integer())
+    start = AttentionTransfer(2, 6, generator=init).weights()._asdict()
+    for name, weight in result.weights.items():
+        assert (weight.tobytes() == start[name].tobytes()) == (name in idle), name
+    lonely = ~three.shared.without("a").known.any(axis=1)
+    moved = (result.factors.users != three.alone["a"].factors.users).any(axis=1)
+    np.testing.assert_array_equal(moved, ~lonely)
+
+
+def test_without_it_the_shared_embedding_has_no_influence(three):
+    other = np.random.default_rng(0).normal(size=three.aligned.users.shape).astype(np.float32)
+    first, second = (
+        transferred(three, aligned=aligned, shared=False)
+        for aligned in (three.aligned.users, other)
+    )
+    assert bits(first) == bits(second)
+    assert bits(first) != bits(transferred(three))
+
+
+def test_the_variants_are_different_models(three):
+    ways = [{"sources": sources} for sources in SOURCES] + [{"shared": False}]
+    found = [transferred(three, **way).factors.users.tobytes() for way in ways]
+    assert len(set(found)) == len(ways)
+
+
 def test_dropout_is_on_in_training_and_off_in_validation(three, monkeypatch):
     factors, learn = [], network.learn
 
     def noted(*args):
-        factors.append(args[4].copy())
+        factors.append(args[5].copy())
         return learn(*args)
 
     monkeypatch.setattr(network, "learn", noted)
@@ -375,7 +485,7 @@ def test_vectors_that_stand_for_unknown_users_have_no_influence(three):
     }
     shared = UserEmbeddings.collect(tables, present)
     aligned = align(shared, three.config.cat, Seed(0), Unwatched())
-    result = transferred(three, shared=shared, aligned=aligned.users, max_epochs=2)
+    result = transferred(three, told=shared, aligned=aligned.users, max_epochs=2)
     assert bits(result) == bits(transferred(three, max_epochs=2))
 
 
@@ -384,6 +494,6 @@ def test_one_common_scale_of_a_source_makes_no_difference(three):
     present = dict(zip(three.shared.domains, three.shared.known.T, strict=True))
     tables = {name: made.factors.users for name, made in three.alone.items()}
     louder = UserEmbeddings.collect(tables | {"b": tables["b"] * np.float32(4)}, present)
-    assert bits(transferred(three, shared=louder, max_epochs=2)) == bits(
+    assert bits(transferred(three, told=louder, max_epochs=2)) == bits(
         transferred(three, max_epochs=2)
     )

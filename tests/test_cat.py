@@ -254,6 +254,25 @@ def test_training_finds_a_user_again_behind_a_hidden_domain():
     assert (nearest == torch.arange(300)).float().mean() > 0.3  # by chance 1 in 300
 
 
+def test_the_plain_autoencoder_rebuilds_the_whole_view_and_nothing_else():
+    """Its loss is the definition's; how much and how sharply to contrast has no influence."""
+    shared = exchanged()
+    plain = QUICK.model_copy(update={"loss": "reconstruction"})
+    result = aligned(shared, plain)
+    start = Generator().manual_seed(Seed(0).child("init").integer())
+    model = ContrastiveAutoencoder(3, 4, generator=start)
+    order = Seed(0).child("held out").numpy().permutation(np.flatnonzero(shared.known.any(1)))
+    rows = order[: round(0.1 * len(order))]
+    values, known = torch.from_numpy(2 * shared.values[rows]), torch.from_numpy(shared.known[rows])
+    with torch.no_grad():
+        errors = (model(values, known)[1] - values)[known].square()
+    assert result.history.epochs[0].valid == pytest.approx(-errors.mean().item(), rel=1e-5)
+    assert result.history.best.valid > result.history.epochs[0].valid
+    other = plain.model_copy(update={"temperature": 9.0, "contrast_weight": 0.7})
+    assert aligned(shared, other).users.tobytes() == result.users.tobytes()
+    assert aligned(shared).users.tobytes() != result.users.tobytes()
+
+
 @pytest.mark.parametrize("batch_size", [2, 7, 500])
 def test_a_last_batch_of_any_size_will_do(batch_size):
     # 30 users, of whom 3 are held out: 27 leave one over for batches of 2, six for 7

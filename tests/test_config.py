@@ -86,6 +86,16 @@ def test_columns_may_differ_by_domain():
             "art.items: Input should be 'tuned' or 'fixed' (found 'free')",
         ),
         ({"art": {"batch_size": 0}}, "art.batch_size: Input should be greater than or equal to 1"),
+        ({"cat": {"loss": "rec"}}, "cat.loss: Input should be 'full' or 'reconstruction'"),
+        (
+            {"art": {"sources": "max"}},
+            "art.sources: Input should be 'attention', 'mean', 'sum' or 'none' (found 'max')",
+        ),
+        ({"art": {"shared": 1}}, "art.shared: Input should be a valid boolean (found 1)"),
+        (
+            {"art": {"sources": "none", "shared": False}},
+            "art: sources 'none' and shared false leave nothing to transfer; change one of them",
+        ),
     ],
 )
 def test_each_rule_names_the_key_and_what_it_found(changes, message):
@@ -102,6 +112,25 @@ def test_numbers_are_finite(key, value):
     assert f"{key}: Input should be a finite number (found {value})" in fault(
         {section: {name: value}}
     )
+
+
+@pytest.mark.parametrize(
+    ("loss", "sources", "shared"),
+    [
+        ("full", "attention", True),
+        ("full", "attention", False),
+        ("full", "mean", True),
+        ("full", "sum", True),
+        ("full", "none", True),
+        ("reconstruction", "none", True),
+    ],
+)
+def test_every_ablation_is_a_matter_of_settings(tmp_path, loss, sources, shared):
+    changes = {"cat": {"loss": loss}, "art": {"sources": sources, "shared": shared}}
+    settings = config.parse(merged(LEAST, changes), "run.toml")
+    (tmp_path / "run.toml").write_text(config.dump(settings), encoding="utf-8")
+    again = config.load(tmp_path / "run.toml")
+    assert (again.cat.loss, again.art.sources, again.art.shared) == (loss, sources, shared)
 
 
 def test_no_domain_at_all_is_a_fault():

@@ -1,5 +1,6 @@
 """What the documents say: examples run, settings are read, tables and the file tree are true."""
 
+import json
 import re
 import shlex
 import sys
@@ -143,7 +144,7 @@ def settings(model=RunConfig, section=""):
 def default(field):
     if field.is_required():
         return "required"
-    return "none" if field.default is None else f"`{field.default!r}`".replace("'", '"')
+    return "none" if field.default is None else f"`{json.dumps(field.default)}`"
 
 
 def bounds(field):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musketeers.art.train import transfer
 from musketeers.baselines.popularity import popularity
 from musketeers.cat.train import align
 from musketeers.config import ArtConfig, CatConfig, DataConfig, PretrainConfig, RunConfig
+from musketeers.controls import items_control
 from musketeers.data import readers
 from musketeers.data.domains import Split
 from musketeers.data.interactions import Interactions
@@ -17,7 +17,7 @@ from musketeers.data.splits import split
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.exchange import UserEmbeddings
-from musketeers.pipeline import cat_art, smf, validations
+from musketeers.pipeline import cat_art, smf
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
@@ -61,18 +61,9 @@ def gains(splits, seed):
 
     The control trains the items on just as long, but sees no other domain.
     """
-    config, root = settings(seed), Seed(seed)
+    config = settings(seed)
     models = trained(splits, config)
-    looked_at = validations(splits, root, n_threads=1)
-    known = {name: one.train.known_users() for name, one in splits.items()}
-    shared = UserEmbeddings.collect({n: models.alone[n].factors.users for n in NAMES}, known)
-    control = {
-        name: transfer(
-            name, one, looked_at[name], models.alone[name], shared.hidden(),
-            models.aligned.users, config, root.child("art", name), Unwatched(),
-        )
-        for name, one in splits.items()
-    }  # fmt: skip
+    control = items_control(splits, models.alone, config, no_files, n_threads=1)
     reached = mean_ndcg(models.transferred, splits)
     return reached - mean_ndcg(models.alone, splits), reached - mean_ndcg(control, splits)
 

@@ -65,6 +65,7 @@ def result(found, names, *, warnings=(), learning=None):
             "cat": {"all": (history(-0.9, -0.5, -0.6),)},
             "art": {n: (history(0.25),) for n in names},
         },
+        dict.fromkeys(names, True),
         {a: {b: 0.25 for b in names if b != a} for a in names},
     )
     manifest = {
@@ -249,19 +250,23 @@ def test_the_page_says_what_the_run_found():
 
 def test_the_page_says_which_domains_took_nothing():
     found = result(metrics(), ["tv", "film"])
-    attention = {"tv": {"film": 1.0}, "film": {}}
-    page = html.render(
-        dataclasses.replace(
-            found, learning=dataclasses.replace(found.learning, attention=attention)
-        )
+    some = dataclasses.replace(
+        found.learning,
+        kept={"tv": True, "film": False},
+        attention={"tv": {"film": 1.0}, "film": {}},
     )
+    page = html.render(dataclasses.replace(found, learning=some))
     assert page.count("within noise of epoch 0, the domain alone, which was kept") == 1
     assert "film: NDCG@10 0.2500 at epoch 0; within noise" in page
-    nothing = {name: {} for name in attention}
-    page = html.render(
-        dataclasses.replace(found, learning=dataclasses.replace(found.learning, attention=nothing))
-    )
+    assert "Mean attention" in page
+
+
+def test_a_run_that_asks_no_source_has_no_attention_and_kept_its_transfer():
+    found = result(metrics(), ["tv", "film"])
+    unasked = dataclasses.replace(found.learning, attention={"tv": {}, "film": {}})
+    page = html.render(dataclasses.replace(found, learning=unasked))
     assert "Mean attention" not in page
+    assert "within noise" not in page
 
 
 def test_names_and_settings_are_escaped():
@@ -284,7 +289,7 @@ def test_a_run_in_memory_has_no_folder_and_no_costs():
 
 
 def test_a_run_of_one_domain_leaves_out_what_it_lacks():
-    learning = Learning({}, {"pretrain": {"tv": (history(0.1),)}}, {})
+    learning = Learning({}, {"pretrain": {"tv": (history(0.1),)}}, {}, {})
     page = html.render(result({"smf": {"tv": per_user([0.5])}}, ["tv"], learning=learning))
     assert "nothing is compared" in page
     for absent in ("Attention", "share</caption>", "3. What", "Warnings", "95 % interval"):

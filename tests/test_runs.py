@@ -10,8 +10,10 @@ import pytest
 
 import musketeers
 from musketeers import config as configuration
+from musketeers.config import ArtConfig
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, RunError
+from musketeers.evaluation.validation import Validation
 from musketeers.runs import evaluate_run, fit_run
 from musketeers.seeding import Seed
 
@@ -151,6 +153,7 @@ def test_in_memory_is_bitwise_the_same_as_in_a_folder(done, tmp_path):
         assert model.factors.users.tobytes() == saved.factors.users.tobytes()
         assert model.factors.items.tobytes() == saved.factors.items.tobytes()
     assert result.learning.regularization == done.learning.regularization
+    assert result.learning.kept == done.learning.kept
     assert result.learning.attention == done.learning.attention
     result.recommender.save(tmp_path / "model")
     again = musketeers.Recommender.load(tmp_path / "model")
@@ -165,6 +168,16 @@ def test_measuring_the_saved_models_gives_the_saved_numbers(done):
     assert contents(done.path) == before
 
 
+def test_a_transfer_without_attention_comes_back_as_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Validation, "is_better", lambda *_: True)
+    config = settings(tmp_path)
+    config = config.model_copy(update={"art": ArtConfig(sources="none", max_epochs=2)})
+    fit_run(config, tmp_path, tmp_path / "run", threads=1, command=["fit", "x.toml"])
+    learning = musketeers.open_run(tmp_path / "run").learning
+    assert learning.kept == dict.fromkeys(tables(), True)
+    assert learning.attention == {name: {} for name in tables()}
+
+
 def test_what_was_learned_comes_back(done):
     learning = done.learning
     assert learning.histories.keys() == {"pretrain", "cat", "art"}
@@ -172,9 +185,9 @@ def test_what_was_learned_comes_back(done):
     for stage in ("pretrain", "art"):
         assert learning.histories[stage].keys() == set(tables())
     assert all(0.035 <= strength <= 0.07 for strength in learning.regularization.values())
+    assert learning.kept == {n: part.transfers for n, part in done.recommender.domains.items()}
     for name, attention in learning.attention.items():
-        kept = done.recommender.domains[name].transfers
-        assert attention.keys() == (set(tables()) - {name} if kept else set())
+        assert attention.keys() == (set(tables()) - {name} if learning.kept[name] else set())
     assert len(done.differences()) == len(tables()) * len(METRICS)
 
 

@@ -120,6 +120,9 @@ class PretrainConfig(_Section):
 class CatConfig(_Section):
     """Stage 2: the contrastive autoencoder over all domains' user embeddings."""
 
+    loss: Literal["full", "reconstruction"] = "full"
+    """full: contrast and the reconstruction of both views; reconstruction: a plain autoencoder,
+    of the whole view alone."""
     temperature: Positive = 0.1
     contrast_weight: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Weight of the contrastive loss; the two reconstruction losses share the rest."""
@@ -135,6 +138,11 @@ class CatConfig(_Section):
 class ArtConfig(_Section):
     """Stage 3: what a target domain takes from the others, by attention."""
 
+    sources: Literal["attention", "mean", "sum", "none"] = "attention"
+    """How the adapted vectors of the sources that know a user are combined; none: they are not
+    used."""
+    shared: bool = True
+    """Whether the shared embedding takes part."""
     learning_rate: Positive = 2e-3
     """Adam's step for the network; the items go on with stage 1's own."""
     regularization: NotNegative = 0.02
@@ -149,6 +157,15 @@ class ArtConfig(_Section):
     """Whether the target's item embeddings go on learning."""
     max_epochs: Count = 100
     patience: Count = 10
+
+    @model_validator(mode="after")
+    def _something_is_transferred(self) -> Self:
+        if self.sources == "none" and not self.shared:
+            raise ValueError(
+                "sources 'none' and shared false leave nothing to transfer; change one of them, "
+                "or measure the domains alone (--only smf)"
+            )
+        return self
 
 
 class RunConfig(_Section):

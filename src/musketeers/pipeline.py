@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from jaxtyping import Float32
+
 from musketeers.art.train import Transferred, transfer
 from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig
@@ -34,22 +37,13 @@ def cat_art(
     alone = smf(splits, config, jobs, n_threads=n_threads)
 
     # 2. Exchange: the users' embeddings leave the domains, and nothing else does.
-    known = {name: split.train.known_users() for name, split in splits.items()}
-    shared = UserEmbeddings.collect({name: alone[name].factors.users for name in splits}, known)
+    shared = exchanged(splits, alone)
 
     # 3. Align, one for all: CAT finds what of a user is the same everywhere.
-    seed = Seed(config.seed)
-    aligned = align(shared, config.cat, seed.child("cat"), jobs("cat", None))
+    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), jobs("cat", None))
 
     # 4. Transfer, all for one: ART lets each domain take from the others what helps it.
-    looked_at = validations(splits, seed, n_threads=n_threads)
-    transferred = {
-        name: transfer(
-            name, splits[name], looked_at[name], alone[name], shared, aligned.users,
-            config, seed.child("art", name), jobs("art", name),
-        )
-        for name in splits
-    }  # fmt: skip
+    transferred = art(splits, alone, shared, aligned.users, config, jobs, n_threads=n_threads)
     return Models(alone, aligned, transferred)
 
 
@@ -63,6 +57,34 @@ def smf(
         name: pretrain(
             split, looked_at[name], config.pretrain, seed.child("pretrain", name),
             jobs("pretrain", name), dim=config.dim,
+        )
+        for name, split in splits.items()
+    }  # fmt: skip
+
+
+def exchanged(splits: Mapping[str, Split], alone: Mapping[str, Pretrained]) -> UserEmbeddings:
+    """What the domains tell each other."""
+    known = {name: split.train.known_users() for name, split in splits.items()}
+    return UserEmbeddings.collect({name: alone[name].factors.users for name in splits}, known)
+
+
+def art(
+    splits: Mapping[str, Split],
+    alone: Mapping[str, Pretrained],
+    shared: UserEmbeddings,
+    aligned: Float32[np.ndarray, "user dim"],
+    config: RunConfig,
+    jobs: Jobs,
+    *,
+    n_threads: int,
+) -> dict[str, Transferred]:
+    """Every domain of `splits` after it learned from what is `shared`."""
+    seed = Seed(config.seed)
+    looked_at = validations(splits, seed, n_threads=n_threads)
+    return {
+        name: transfer(
+            name, split, looked_at[name], alone[name], shared, aligned,
+            config, seed.child("art", name), jobs("art", name),
         )
         for name, split in splits.items()
     }  # fmt: skip

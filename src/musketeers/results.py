@@ -26,8 +26,10 @@ class Learning:
     """Stage 1, by domain: the strength that validation chose."""
     histories: Mapping[str, Mapping[str, tuple[History, ...]]]
     """Stage (``pretrain``, ``cat``, ``art``) -> domain (``all`` for cat) -> its fits in order."""
+    kept: Mapping[str, bool]
+    """Stage 3, by domain: whether its transfer was kept; if not, it is the domain alone."""
     attention: Mapping[str, Mapping[str, float]]
-    """Target -> source -> mean attention weight; empty where nothing was transferred."""
+    """Target -> source -> mean weight; empty where nothing was kept, or no source asked."""
 
     @classmethod
     def of(cls, models: Models) -> "Learning":
@@ -42,6 +44,7 @@ class Learning:
         return cls(
             {name: made.regularization for name, made in models.alone.items()},
             histories,
+            {name: made.kept for name, made in models.transferred.items()},
             {name: made.attention for name, made in models.transferred.items()},
         )
 

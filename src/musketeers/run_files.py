@@ -3,7 +3,7 @@
 data/               which pair is for train, valid and test; the overlap report
 pretrain/DOMAIN/    stage 1: embeddings, Adagrad sums, history
 cat/                stage 2: the network, the global user embeddings, history
-art/DOMAIN/         stage 3: the network, mean attention, history
+art/DOMAIN/         stage 3: the network, whether it was kept, mean attention, history
 model/              the recommender, whole in itself
 metrics.json        means by model and domain
 metrics.parquet     every test user's numbers
@@ -94,6 +94,7 @@ def _save_stages(path: Path, models: Models) -> None:
         _keep(path / "cat", "cat", tensors, {"history": _json([aligned.history])})
     for name, transferred in models.transferred.items():
         about = {
+            "kept": transferred.kept,
             "attention": dict(transferred.attention),
             "history": _json([transferred.history]),
         }
@@ -183,8 +184,10 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
             abouts.setdefault(stage, {})[name] = about
             fits = tuple(History.from_json(one) for one in about["history"])
             histories.setdefault(stage, {})[name] = fits
+    transferred = abouts.get("art", {})
     return Learning(
         {name: about["regularization"] for name, about in abouts.get("pretrain", {}).items()},
         histories,
-        {name: about["attention"] for name, about in abouts.get("art", {}).items()},
+        {name: about["kept"] for name, about in transferred.items()},
+        {name: about["attention"] for name, about in transferred.items()},
     )

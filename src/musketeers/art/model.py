@@ -21,6 +21,10 @@ class AttentionTransfer(nn.Module):
     untrained module adds nothing.  A user whom no source knows gets exactly zero, always.
     A user whom the target does not know is fed as one learned vector (`pad`).
 
+    The paper's ablations have other weights in place of alpha (`config.art.sources`): 1 / m or 1
+    for each of the m sources that know the user, or 0; or have no g (`config.art.shared`).  The
+    parameters that then have no part in the output get a slope of zero and stay at their start.
+
     This holds the parameters; `network` computes with them.
 
     Source: ART (Li et al., WSDM 2023) with the projections of the authors' code, less two

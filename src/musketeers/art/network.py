@@ -5,10 +5,11 @@ and of general tensor operations with automatic differentiation most would be bo
 the interpreter's lock, where lanes wait for each other.
 """
 
-from typing import NamedTuple, no_type_check
+import math
+from typing import Literal, NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from numba import njit
 
 from musketeers.pretrain.kernels import train_items
@@ -49,7 +50,7 @@ class Trace(NamedTuple):
     queries: Float[np.ndarray, "user dim"]
     adapted: Float[np.ndarray, "source user dim"]
     attention: Float[np.ndarray, "user source"]
-    """How much each known source counts, summing to 1; 0 for unknown ones."""
+    """How much each known source counts before its factor, summing to 1; 0 for unknown ones."""
     attended: Float[np.ndarray, "user dim"]
 
 
@@ -74,12 +75,31 @@ def told_of(everybody, rows, seen, pad):
     return Told(target, target_known, sources, sources_known, shared)
 
 
+def weighing(
+    sources: Literal["attention", "mean", "sum", "none"],
+    known: Bool[np.ndarray, "user source"],
+    dim: int,
+) -> tuple[float, Float32[np.ndarray, "user source"]]:
+    """What the logits of a softmax over the known sources, and then its weights, are multiplied by.
+
+    At a sharpness of 0 the sources count the same, whatever the query, which then has no slope:
+    that is their mean; times their number it is the sum, times 0 nothing.
+    """
+    sharpness = 1 / math.sqrt(dim) if sources == "attention" else 0.0
+    factors = np.ones(known.shape, np.float32)
+    if sources == "sum":
+        factors *= known.sum(axis=1, keepdims=True)
+    elif sources == "none":
+        factors *= 0
+    return sharpness, factors
+
+
 @_compiled
 @no_type_check
-def forward(weights, told, factors):
+def forward(weights, told, sharpness, factors):
     """What to add to each user's vector, by `model.AttentionTransfer`, and the `Trace`.
 
-    `factors` are what dropout does to the attention weights: 1 for each (user, source) in use.
+    `sharpness` and `factors` are what `weighing` gives, the latter changed by dropout.
     """
     adapted = np.empty_like(told.sources)
     for s in range(len(adapted)):
@@ -89,7 +109,7 @@ def forward(weights, told, factors):
     # one more map costs every user
     queries = np.dot(told.target, np.dot(weights.query, weights.key.T))
     queries += np.dot(weights.key, weights.query_bias)
-    attention, attended = _attend(queries, adapted, told.sources_known, factors)
+    attention, attended = _attend(queries, adapted, told.sources_known, sharpness, factors)
     added = np.dot(attended, np.dot(weights.value, weights.out))
     added += np.dot(told.shared, weights.shared)
     added += weights.bias
@@ -99,7 +119,7 @@ def forward(weights, told, factors):
 
 @_compiled
 @no_type_check
-def backward(weights, told, factors, trace, slopes):
+def backward(weights, told, sharpness, factors, trace, slopes):
     """The loss's gradient by the weights, given its slopes by what `forward` added.
 
     Spends `trace` and `slopes`.
@@ -107,7 +127,9 @@ def backward(weights, told, factors, trace, slopes):
     _clear(slopes, told.sources_known)
     to_product = np.dot(trace.attended.T, slopes)
     pulls = np.dot(slopes, np.dot(weights.value, weights.out).T)
-    queries = _attend_backward(pulls, trace.queries, trace.adapted, factors, trace.attention)
+    queries = _attend_backward(
+        pulls, trace.queries, trace.adapted, sharpness, factors, trace.attention
+    )
     to_adapt = np.empty_like(weights.adapt)
     to_adapt_bias = np.empty_like(weights.adapt_bias)
     for s in range(len(to_adapt)):
@@ -139,6 +161,7 @@ def learn(
     everybody,
     users,
     seen,
+    sharpness,
     factors,
     alone,
     mean,
@@ -162,7 +185,7 @@ def learn(
     so one way there and one way back serve all of a user's items.
     """
     told = told_of(everybody, users, seen, weights.pad)
-    added, trace = forward(weights, told, factors)
+    added, trace = forward(weights, told, sharpness, factors)
     added *= length
     vectors, slopes = np.empty_like(added), np.empty_like(added)
     for u in range(len(users)):
@@ -173,15 +196,15 @@ def learn(
     )  # fmt: skip
     for u in range(len(users)):
         slopes[u] = length * (slopes[u] + strengths[u] * added[u])
-    return loss, backward(weights, told, factors, trace, slopes)
+    return loss, backward(weights, told, sharpness, factors, trace, slopes)
 
 
 @_compiled
 @no_type_check
-def _attend(queries, vectors, known, factors):
-    """Softmax of query.vector / sqrt(dim) over known sources, and the vectors' sum by it."""
+def _attend(queries, vectors, known, sharpness, factors):
+    """Softmax of query.vector * sharpness over known sources, and the vectors' sum by it."""
     n_sources, n_users, dim = vectors.shape
-    shrink = queries.dtype.type(1 / np.sqrt(dim))
+    shrink = queries.dtype.type(sharpness)
     attention, attended = np.zeros_like(factors), np.zeros_like(queries)
     for u in range(n_users):
         if not known[u].any():
@@ -199,10 +222,10 @@ def _attend(queries, vectors, known, factors):
 
 @_compiled
 @no_type_check
-def _attend_backward(slopes, queries, vectors, factors, attention):
+def _attend_backward(slopes, queries, vectors, sharpness, factors, attention):
     """The slopes by the queries, given those by the sums; `vectors` become the slopes by them."""
     n_sources, n_users, dim = vectors.shape
-    shrink = queries.dtype.type(1 / np.sqrt(dim))
+    shrink = queries.dtype.type(sharpness)
     to_queries = np.zeros_like(queries)
     pulls = np.empty(n_sources, factors.dtype)
     for u in range(n_users):

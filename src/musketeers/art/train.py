@@ -32,8 +32,8 @@ class Transferred:
     kept: bool
     """Whether validation told the gain from noise; if not, the factors are the domain's alone."""
     attention: Mapping[str, float]
-    """Mean attention weight of each source over the target's users whom any source knows; empty
-    if nothing was kept."""
+    """Mean weight of each source over the target's users whom any source knows, as
+    `config.art.sources` has it; empty if nothing was kept, or if no source is asked."""
     weights: Mapping[str, np.ndarray]
     history: History
 
@@ -104,7 +104,10 @@ class _Transfer:
             shared.known[:, index],
             sources.values.transpose(1, 0, 2),
             sources.known,
-            aligned,
+            aligned if config.art.shared else np.zeros_like(aligned),
+        )
+        self._sharpness, self._factors = network.weighing(
+            config.art.sources, sources.known, aligned.shape[1]
         )
         self._regularization = np.float32(alone.regularization)
         self._rate = np.float32(config.pretrain.learning_rate)
@@ -149,10 +152,12 @@ class _Transfer:
 
     def mean_attention(self) -> dict[str, float]:
         """See `Transferred.attention`."""
+        if self._config.sources == "none":
+            return {}
         told = self._everybody
         rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
         _, trace = self._forward(rows)
-        means = trace.attention.sum(0) / max(len(rows), 1)
+        means = (trace.attention * self._factors[rows]).sum(0) / max(len(rows), 1)
         return dict(zip(self._sources, means.tolist(), strict=True))
 
     def state(self) -> Mapping[str, np.ndarray]:
@@ -169,7 +174,7 @@ class _Transfer:
         """What transfer adds, in units of the target's length, without any dropout."""
         weights, nobody_hidden = self.model.weights(), np.ones(len(rows), np.bool_)
         told = network.told_of(self._everybody, rows, nobody_hidden, weights.pad)
-        return network.forward(weights, told, np.ones(told.sources_known.shape, np.float32))
+        return network.forward(weights, told, self._sharpness, self._factors[rows])
 
     def _step(
         self, users: Int[np.ndarray, " batch"], dropout: np.random.Generator, key: np.uint64
@@ -179,7 +184,7 @@ class _Transfer:
         # whoever is known nowhere else keeps the own vector: nothing could stand in for it
         seen = (dropout.random(len(users)) >= self._config.target_dropout) | ~known.any(1)
         kept = dropout.random(known.shape) >= self._config.dropout
-        factors = (kept / (1 - self._config.dropout)).astype(np.float32)
+        factors = self._factors[users] * (kept / (1 - self._config.dropout)).astype(np.float32)
         job = partial(self._learn, self.model.weights(), users, seen, factors, key)
         losses, gradients = zip(*self.lanes.run(self._counts[users], job), strict=True)
         for weight, *parts in zip(self.model.parameters(), *gradients, strict=True):
@@ -205,7 +210,7 @@ class _Transfer:
         learns = seen & (self._config.items == "tuned")
         strengths = (self._config.regularization * self._counts[users]).astype(np.float32)
         return network.learn(
-            weights, self._everybody, users, seen, factors,
+            weights, self._everybody, users, seen, self._sharpness, factors,
             self._alone, self._mean, self._length, strengths, learns,
             self._train.indptr, self._train.items, items, squares, touched,
             self._rate, self._regularization, self._candidates, key,

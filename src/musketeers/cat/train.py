@@ -116,15 +116,20 @@ class _Alignment:
         modules.restore(self.model, self._optimizer, state)
 
     def _loss(self, rows: Tensor, generator: Generator) -> Float[Tensor, ""]:
-        """0.2 contrast + 0.4 reconstruction of each view, at the default weight."""
+        """0.2 contrast + 0.4 reconstruction of each view, at the default weight.
+
+        For the plain autoencoder, the reconstruction of the whole view alone.
+        """
         values, known = self._values[rows], self._known[rows]
-        visible = mask_one(known, generator)
         whole, rebuilt = self.model(values, known)
+        rebuild = reconstruction(rebuilt, values, known)
+        if self._config.loss == "reconstruction":
+            return rebuild
+        visible = mask_one(known, generator)
         part, rebuilt_from_part = self.model(values, visible)
         contrast = info_nce(
             whole, part, (visible != known).any(1), temperature=self._config.temperature
         )
-        rebuild = reconstruction(rebuilt, values, known)
         rebuild_from_part = reconstruction(rebuilt_from_part, values, known)
         weight = self._config.contrast_weight
         return weight * contrast + (1 - weight) / 2 * (rebuild + rebuild_from_part)

@@ -121,7 +121,7 @@ def _curves(learning: Learning) -> str:
     for stage, title in _STAGES.items():
         if found := learning.histories.get(stage):
             figures = "".join(
-                _curve(stage, domain, fits, kept=stage != "art" or bool(learning.attention[domain]))
+                _curve(stage, domain, fits, kept=stage != "art" or learning.kept[domain])
                 for domain, fits in found.items()
             )
             parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
