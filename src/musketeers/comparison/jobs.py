@@ -137,16 +137,15 @@ def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list
 
 def _task(plan: Plan, job: Job) -> Task:
     config, splits = _config(plan.config_text), _splits(plan.config_text, plan.base, job.seed)
-    seed = Seed(job.seed)
-    looked_at = validations(splits, seed, n_threads=plan.n_threads)
+    looked_at = validations(splits, Seed(job.seed), n_threads=plan.n_threads)
     names = list(splits) if job.domain is None else [job.domain]
     starts = MODELS[job.model].starts_from_smf
     return Task(
         {name: splits[name] for name in names},
         {name: looked_at[name] for name in names},
         configuration.changed(config, {"seed": job.seed}),
-        seed,
         {name: _alone(plan.out, job.seed, name) for name in names} if starts else {},
+        plan.n_threads,
     )
 
 

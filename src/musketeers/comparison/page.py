@@ -107,7 +107,7 @@ def _heat(results: Results, reference: str) -> str:
         found = of[name].get((domain, HEADLINE_METRIC))
         if found is None:
             return "<td></td>"
-        share = 60 * min(abs(_relative(found)) / (most or 1), 1) ** 0.5
+        share = 35 * min(abs(_relative(found)) / (most or 1), 1) ** 0.5
         tone = "better" if found.difference > 0 else "worse"
         color = f"color-mix(in srgb, var(--{tone}) {share:.0f}%, var(--page))"
         interval = f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
