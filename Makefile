@@ -20,7 +20,7 @@ demo: $(VENV)/demo.stamp
 
 # more OpenMP threads than cores make small tensors wait for each other
 test: $(VENV)/test.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
