@@ -6,9 +6,9 @@ several may run at once on `lanes.ItemLanes`.
 
 Random numbers are keyed by the epoch and the user (SplitMix64), never by the thread.
 
-What makes the loops fast, beside the order of the work: rows asked for one interaction ahead; no
-branch that depends on a score, since nobody can predict it; the parts below compiled into the loop
-and not called; unsigned indices, which need no test for negative ones.
+What makes the loops fast, beside the order of the work: rows asked for one interaction, or one
+user, ahead; no branch that depends on a score, since nobody can predict it; the parts below
+compiled into the loop and not called; unsigned indices, which need no test for negative ones.
 """
 
 from typing import no_type_check
@@ -68,11 +68,18 @@ def _prefetch(_typing, table, _row, _column):
 
 @_part
 @no_type_check
+def _ask(table, row):
+    """Ask for ``table[row]``: from a large table, waiting for a row costs more than arithmetic."""
+    for d in range(0, table.shape[1], 16):
+        _prefetch(table, row, d)
+
+
+@_part
+@no_type_check
 def _draw(drawn, items, liked_item, liked, state):
     """Fill `drawn` with uniform items that the user does not like; the new state.
 
-    Asks for their rows, and for the row of the liked item that they will be set against: from a
-    large table, waiting for rows costs more than all arithmetic.
+    Asks for their rows, and for the row of the liked item that they will be set against.
     """
     n_items = np.uint64(len(liked))
     for c in range(len(drawn)):
@@ -83,10 +90,8 @@ def _draw(drawn, items, liked_item, liked, state):
             if not liked[item]:
                 break
         drawn[c] = item
-        for d in range(0, items.shape[1], 16):
-            _prefetch(items, item, d)
-    for d in range(0, items.shape[1], 16):
-        _prefetch(items, liked_item, d)
+        _ask(items, item)
+    _ask(items, liked_item)
     return state
 
 
@@ -181,8 +186,10 @@ def train_users(
     scores = np.empty(n_candidates, np.float32)
     bits = scores.view(np.int32)
     loss, factors = 0.0, 1.0
-    for one in order:
-        user = np.uint64(one)
+    for place in range(len(order)):
+        user = np.uint64(order[place])
+        if place + 1 < len(order):
+            _ask(users, order[place + 1])
         start, stop = indptr[user], indptr[user + _BIT]
         if start == stop or stop - start >= items.shape[0]:
             continue
