@@ -1,6 +1,7 @@
 """Stage 3: attention by definition, and a transfer that never costs a domain anything."""
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Generator
 from musketeers.art import network
 from musketeers.art.model import AttentionTransfer
 from musketeers.art.network import Told, Weights
-from musketeers.art.train import Transferred, transfer
+from musketeers.art.train import Transferred, served, transfer
 from musketeers.cat.train import Aligned, align
 from musketeers.config import ArtConfig, CatConfig, DataConfig, PretrainConfig, RunConfig
 from musketeers.data.interactions import Interactions
@@ -339,6 +340,30 @@ def test_the_items_control_learns_items_and_leaves_users(three):
     # whatever its best epoch, items did move on the way
     assert result.history.epochs[1].train_loss != result.history.epochs[2].train_loss
     assert set(result.attention.values()) <= {0.0}
+
+
+def test_told_of_what_it_learned_from_it_is_the_model_itself(three):
+    result = transferred(three)
+    alone, aligned = three.alone["a"], three.aligned
+    again = served("a", result, alone, three.shared, aligned.of(three.shared), three.config)
+    np.testing.assert_array_equal(again.users, result.factors.users)
+    np.testing.assert_array_equal(again.items, result.factors.items)
+
+
+def test_a_hidden_source_is_one_that_knows_nobody(three):
+    """Hidden, its vectors have no influence, and who is known only there keeps the own vector."""
+    result, told = transferred(three), three.shared.hidden("b")
+    aligned = three.aligned.of(told)
+    found = served("a", result, three.alone["a"], told, aligned, three.config)
+    noise = dataclasses.replace(told, values=told.values + ~told.known[:, :, None] * np.float32(9))
+    other = served("a", result, three.alone["a"], noise, three.aligned.of(noise), three.config)
+    np.testing.assert_array_equal(found.users, other.users)
+    lonely = ~told.without("a").known.any(axis=1)
+    assert lonely.sum() > (~three.shared.without("a").known.any(axis=1)).sum()
+    np.testing.assert_array_equal(found.users[lonely], three.alone["a"].factors.users[lonely])
+    # the others of whom b knows something change, and those it does not know stay
+    changed = (found.users != result.factors.users).any(axis=1)
+    np.testing.assert_array_equal(changed, three.shared.known[:, three.shared.index("b")])
 
 
 def test_fixed_items_stay_bit_by_bit(three):

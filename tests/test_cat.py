@@ -236,6 +236,15 @@ def test_embeddings_have_mean_length_one_and_nothing_exchanged_changes():
     np.testing.assert_array_equal(shared.values, before)
 
 
+def test_the_trained_network_makes_the_same_of_the_same_and_other_of_less():
+    shared = exchanged()
+    made = aligned(shared)
+    np.testing.assert_array_equal(made.of(shared), made.users)
+    name = shared.domains[0]
+    changed = (made.of(shared.hidden(name)) != made.users).any(axis=1)
+    np.testing.assert_array_equal(changed, shared.known[:, 0])
+
+
 def test_training_finds_a_user_again_behind_a_hidden_domain():
     shared = exchanged(300, known=1.0)
     config = CatConfig(max_epochs=40, patience=40, batch_size=64)

@@ -3,19 +3,26 @@
 import dataclasses
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
 from musketeers.comparison import command, files, jobs, page, tables
+from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.models import MODELS
 from musketeers.comparison.results import results
 from musketeers.comparison.space import Choice, Range
 from musketeers.comparison.study import Study, checked, compare_models
 from musketeers.comparison.tuning import tune
+from musketeers.data.interactions import Interactions
+from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.synthetic import planted
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError, DivergedError, RunError
@@ -97,13 +104,14 @@ def per_user(*values, users=None):
     return PerUser(rows, {"ndcg@10": values, "recall@10": values / 2})
 
 
-def study_of(found, *, n_seeds=2, failed=None):
-    """`found`: (seed, model, domain) -> values of the users."""
+def study_of(found, *, n_seeds=2, failed=None, extra=None):
+    """`found`: (seed, model, domain) -> values of the users; `extra`: more of `Found`, likewise."""
     config = configuration.parse({"data": {"domains": {"tv": "a", "film": "b"}}}, "test")
     jobs_found = {
         Job(seed, model, domain): Found(
             {domain: per_user(*values)}, {domain: float(np.mean(values))},
             {"settings": {}, "tries": [{"seconds": 2.0}]},
+            **(extra or {}).get((seed, model, domain), {}),
         )
         for (seed, model, domain), values in found.items()
     }  # fmt: skip
@@ -112,6 +120,7 @@ def study_of(found, *, n_seeds=2, failed=None):
 
 
 RNG = np.random.default_rng(0)
+DOMAINS = ("tv", "film")
 BASE = {(seed, d): RNG.random(60) for seed in (0, 1) for d in ("tv", "film")}
 FOUND = {
     **{(seed, "smf", d): values for (seed, d), values in BASE.items()},
@@ -209,26 +218,164 @@ def test_names_cannot_break_tables():
     found = results(study)
     assert "a&#124;b_<i>" in tables.markdown(found)
     assert r"a|b\_<i>" in tables.latex(found)
-    assert "<i>" not in page.render(study, found)
+    trains = {"a|b_<i>": random_trains(2)["tv"]}
+    parts = gains(study, found, trains)
+    assert "<i>" not in page.render(study, found, parts, report_of(["a|b_<i>"]))
+
+
+def random_trains(n_users=60):
+    """Two domains that know some users, with few and with many items."""
+    rng = np.random.default_rng(1)
+    tables = {}
+    for name in ("tv", "film"):
+        pairs = [(u, i) for u in range(n_users) for i in range(rng.choice([0, 2, 3, 3, 9, 40]))]
+        users, items = np.array(pairs or [(0, 0)]).T
+        tables[name] = Interactions.from_pairs(users, items, n_users=n_users, n_items=40)
+    return tables
+
+
+def report_of(names):
+    facts = DomainFacts(60, 40, 300, 0.1, 5.0, 300, 0, 0)
+    common = tuple(tuple(10 + i + j for j in range(len(names))) for i in range(len(names)))
+    return OverlapReport(dict.fromkeys(names, facts), (50, 10), common, ())
+
+
+EXTRA = {
+    (s, "cat_art", d): {
+        "curves": {d: [[0.1, 0.3, 0.2], [0.1, 0.2]]},
+        "attention": {d: {other: 0.25 + s / 2}},
+        "hidden": {d: {other: FOUND[s, "cat_art", d] - 0.1 * RNG.random(60)}},
+    }
+    for s in (0, 1)
+    for d, other in (("tv", "film"), ("film", "tv"))
+}
 
 
 def test_the_page_shows_every_model_and_what_failed():
-    study = study_of(FOUND, failed={Job(1, "cat_art", None): "no memory <now>"})
-    text = page.render(study, results(study))
+    study = study_of(FOUND, failed={Job(1, "cat_art", None): "no memory <now>"}, extra=EXTRA)
+    found = results(study)
+    text = page.render(study, found, gains(study, found, random_trains()), report_of(DOMAINS))
     assert "no memory &lt;now&gt;" in text
     for name in ("SMF", "Popularity", "CAT-ART"):
-        assert f'<th scope="row">{name}</th>' in text
+        assert f'<th scope="row">{name}<small>sees ' in text
     assert 'class="worse">▼' in text
-    assert text.count("<table") == 2 + 2 + 1
+    for title in ("Results", "Against the domain alone", "Against the best model on own data",
+                  "Who gains", "From which domain", "Learning curves", "Data and overlap", "Time",
+                  "What was tuned", "Settings"):  # fmt: skip
+        assert f"<h2>{title}</h2>" in text
+    # results, two references; attention, sources; overlap; time, tuning
+    assert text.count("<table") == 2 + 2 + 2 + 3 + 2
+    # two pictures by activity, two by domains; two curves; a mark for each model of two
+    assert text.count("<svg") == 2 + 2 + 2 + 2
     assert "<script" not in text
     assert "http" not in text
+    assert "src=" not in text
+    assert "url(" not in text
+
+
+def test_the_page_leaves_out_what_a_comparison_lacks():
+    study = study_of({key: of for key, of in FOUND.items() if key[1] == "smf"})
+    found = results(study)
+    text = page.render(study, found, gains(study, found, random_trains()), report_of(DOMAINS))
+    for title in ("Who gains", "From which domain", "Learning curves"):
+        assert f"<h2>{title}</h2>" not in text
+
+
+def test_the_page_says_where_an_epoch_was_better_and_the_start_was_kept():
+    study = study_of(FOUND, extra=EXTRA)
+    found = results(study)
+    parts = gains(study, found, random_trains())
+    best = max(one.valid[d] for one in study.found.values() for d in one.valid)
+    for top, kept in ((best + 1, 2), (0.0, 0)):
+        extra = {key: {"curves": {key[2]: [[0.0, top]]}} for key in EXTRA}
+        text = page.render(study_of(FOUND, extra=extra), found, parts, report_of(DOMAINS))
+        assert text.count("within noise of epoch 0, which was kept") == kept
+
+
+# --- gains in parts
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(1, 6))
+def test_groups_are_ascending_and_equal_values_stay_together(values, n):
+    values = np.array(values)
+    groups = quantile_groups(values, n)
+    assert set(groups.tolist()) == set(range(groups.max() + 1))
+    assert groups.max() < n
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(groups[order]) >= 0).all()
+    for value in values:
+        assert len(set(groups[values == value])) == 1
+
+
+def test_groups_of_different_values_are_quantiles():
+    assert quantile_groups(np.arange(12)[::-1], 4).tolist() == [3] * 3 + [2] * 3 + [1] * 3 + [0] * 3
+    assert quantile_groups(np.array([5, 1, 1, 1, 1, 1, 9]), 4).tolist() == [1, 0, 0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("by", ["by_activity", "by_known"])
+def test_gains_by_group_are_means_over_their_users(by):
+    study, trains = study_of(FOUND), random_trains()
+    found = results(study)
+    parts = getattr(gains(study, found, trains), by)
+    assert list(parts) == ["tv", "film"]
+    for domain, models in parts.items():
+        assert list(models) == ["pop", "cat_art"]
+        values = [
+            len(trains[domain].of(user)) if by == "by_activity"
+            else sum(len(train.of(user)) > 0 for train in trains.values())
+            for user in range(60)
+        ]  # fmt: skip
+        for name, groups in models.items():
+            assert sum(group.difference.users for group in groups) == 60
+            assert [one.low > other.high for one, other in pairwise(groups[::-1])] == [True] * (
+                len(groups) - 1
+            )
+            for group in groups:
+                rows = [u for u in range(60) if group.low <= values[u] <= group.high]
+                gain = [
+                    np.mean(
+                        [FOUND[s, name, domain][u] - FOUND[s, "smf", domain][u] for s in (0, 1)]
+                    )
+                    for u in rows
+                ]
+                assert group.difference.users == len(rows)
+                assert group.difference.difference == pytest.approx(np.mean(gain))
+                if len(rows) > 1:
+                    interval = ttest_1samp(gain, 0).confidence_interval(0.95)
+                    assert group.difference.low == pytest.approx(interval.low)
+                    assert group.difference.high == pytest.approx(interval.high)
+
+
+def test_what_a_source_is_worth_is_the_mean_loss_without_it():
+    study = study_of(FOUND, extra=EXTRA)
+    parts = gains(study, results(study), random_trains())
+    assert set(parts.by_source) == {"cat_art"}
+    for (target, source), one in parts.by_source["cat_art"].items():
+        losses = [
+            FOUND[s, "cat_art", target] - EXTRA[s, "cat_art", target]["hidden"][target][source]
+            for s in (0, 1)
+        ]
+        assert one.difference == pytest.approx(np.mean(losses))
+    assert parts.attention["cat_art"] == {"tv": {"film": 0.5}, "film": {"tv": 0.5}}
+
+
+def test_shown_are_cat_art_and_the_best_of_each_kind_but_no_control():
+    names = ("smf", "pop", "ease", "cat_art", "smf_cat", "items_control", "cmf", "pooled_ease")
+    height = dict(zip(names, (0.5, 0.1, 0.3, 0.2, 0.4, 0.9, 0.6, 0.7), strict=True))
+    found = {
+        (0, name, d): np.full(3, height[name]) + 0.01 * np.arange(3)
+        for name in names for d in DOMAINS
+    }  # fmt: skip
+    summed = results(study_of(found, n_seeds=1))
+    assert shown(summed) == ("ease", "cat_art", "smf_cat", "pooled_ease")
+    assert summed.best_alone == {"tv": "smf", "film": "smf"}
 
 
 def test_the_files_hold_every_number(tmp_path):
-    study = study_of(FOUND)
+    study = study_of(FOUND, extra=EXTRA)
     found = results(study)
     users = Vocabulary.of(pl.Series([f"u{n:02}" for n in range(60)]))
-    files.write(tmp_path, study, found, users)
+    files.write(tmp_path, study, found, gains(study, found, random_trains()), users)
     rows = pl.read_parquet(tmp_path / "results.parquet")
     assert rows.columns == ["model", "seed", "domain", "user_id", "metric", "value"]
     assert len(rows) == 3 * 2 * 2 * 2 * 60
@@ -244,6 +391,10 @@ def test_the_files_hold_every_number(tmp_path):
     )  # fmt: skip
     assert cell["significant"] is True
     assert len(text["details"]["smf"]["tuning"]) == 4
+    assert set(text["gains"]) == {"by_activity", "by_known_domains", "by_source", "attention"}
+    assert len(text["gains"]["by_source"]["cat_art"]) == 2
+    first = text["gains"]["by_known_domains"]["tv"]["pop"][0]
+    assert first["difference"]["difference"] < 0
     assert "NaN" not in (tmp_path / "results.json").read_text()
     assert (tmp_path / "table.md").read_text() == tables.markdown(found)
 
@@ -286,6 +437,12 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
                 n_processes=2)  # fmt: skip
     text = json.loads((out / "results.json").read_text())
     assert set(text["models"]) == {"smf", "pop", "cat_art"}
+    assert len(text["gains"]["by_source"]["cat_art"]) == 2
+    transfer = jobs.found(out, Job(0, "cat_art", None))
+    assert [len(one) for one in transfer.curves["tv"]] == [3]
+    assert set(transfer.hidden["tv"]) == {"film"}
+    alone = jobs.found(out, Job(0, "smf", "tv"))
+    assert max(alone.curves["tv"][0]) == alone.valid["tv"]
     assert text["failed"] == {}
     tries = text["details"]["cat_art"]["tuning"][0]["tries"]
     assert [len(tried["settings"]) > 0 for tried in tries] == [False, True]

@@ -119,7 +119,7 @@ def test_strangers_are_whole_domains_permuted_but_for_the_target(splits, models,
     monkeypatch.setattr(controls, "art", noted)
     # what CAT would make of a user is here the user's vector in the first domain
     monkeypatch.setattr(
-        controls, "align", lambda shared, *_: Aligned(shared.values[:, 0], {}, History(()))
+        controls, "align", lambda shared, *_: Aligned(shared.values[:, 0], 1.0, {}, History(()))
     )
     shuffled_alignment(splits, models.alone, settings(), no_files, n_threads=1)
     true = exchanged(splits, models.alone)

@@ -81,6 +81,19 @@ def test_hidden_knows_nobody():
     np.testing.assert_array_equal(hidden.lengths, shared.lengths)
 
 
+def test_a_hidden_domain_knows_nobody_and_the_others_stay():
+    _, _, shared = collected()
+    hidden = shared.hidden("film")
+    assert hidden.domains == shared.domains
+    assert not hidden.known[:, 1].any()
+    assert not hidden.values[:, 1].any()
+    np.testing.assert_array_equal(hidden.values[:, [0, 2]], shared.values[:, [0, 2]])
+    np.testing.assert_array_equal(hidden.known[:, [0, 2]], shared.known[:, [0, 2]])
+    np.testing.assert_array_equal(hidden.lengths, shared.lengths)
+    with pytest.raises(DataError, match="'radio' is not one of"):
+        shared.hidden("radio")
+
+
 def test_index_is_the_place_of_a_domain():
     _, _, shared = collected()
     assert [shared.index(name) for name in shared.domains] == [0, 1, 2]

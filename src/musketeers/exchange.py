@@ -56,7 +56,12 @@ class UserEmbeddings:
         names = tuple(self.domains[i] for i in keep)
         return UserEmbeddings(names, self.values[:, keep], self.known[:, keep], self.lengths[keep])
 
-    def hidden(self) -> "UserEmbeddings":
-        """The same domains, but knowing nobody: what a control without transfer is given."""
-        nobody = np.zeros_like(self.known)
-        return UserEmbeddings(self.domains, np.zeros_like(self.values), nobody, self.lengths)
+    def hidden(self, *domains: str) -> "UserEmbeddings":
+        """The same domains, but those, or all if none is named, knowing nobody.
+
+        All hidden is what a control without transfer is given; one hidden, as if it were not there.
+        """
+        places = [self.index(name) for name in domains or self.domains]
+        shown = np.isin(np.arange(len(self.domains)), places, invert=True)
+        values = self.values * shown[:, None].astype(np.float32)
+        return UserEmbeddings(self.domains, values, self.known & shown, self.lengths)

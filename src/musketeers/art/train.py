@@ -75,6 +75,72 @@ def transfer(
     return Transferred(training.factors(), kept, attention, weights, history)
 
 
+def served(
+    target: str,
+    made: Transferred,
+    alone: Pretrained,
+    shared: UserEmbeddings,
+    aligned: Float32[np.ndarray, "user dim"],
+    config: RunConfig,
+) -> Factors:
+    """The trained target, told of other embeddings than it learned from: what of them matters?
+
+    Given those it learned from, this is ``made.factors``.  Items stay as they are.
+    """
+    inputs = _Inputs.of(target, alone, shared, aligned, config)
+    return inputs.factors(Weights(**made.weights), made.factors.items)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """All that a target's users have to say in stage 3."""
+
+    everybody: Told
+    sources: tuple[str, ...]
+    alone: Float32[np.ndarray, "user dim"]
+    length: np.float32
+    """Of the target's vectors; what the network adds is in this unit."""
+    sharpness: float
+    weighing: Float32[np.ndarray, "user source"]
+
+    @classmethod
+    def of(
+        cls,
+        target: str,
+        alone: Pretrained,
+        shared: UserEmbeddings,
+        aligned: Float32[np.ndarray, "user dim"],
+        config: RunConfig,
+    ) -> "_Inputs":
+        index, sources = shared.index(target), shared.without(target)
+        everybody = Told(
+            shared.values[:, index],
+            shared.known[:, index],
+            sources.values.transpose(1, 0, 2),
+            sources.known,
+            aligned if config.art.shared else np.zeros_like(aligned),
+        )
+        sharpness, factors = network.weighing(config.art.sources, sources.known, aligned.shape[1])
+        length = np.float32(shared.lengths[index])
+        return cls(everybody, sources.domains, alone.factors.users, length, sharpness, factors)
+
+    def forward(
+        self, weights: Weights, rows: Int[np.ndarray, " batch"]
+    ) -> tuple[np.ndarray, network.Trace]:
+        """What transfer adds, in units of the target's length, without any dropout."""
+        nobody_hidden = np.ones(len(rows), np.bool_)
+        told = network.told_of(self.everybody, rows, nobody_hidden, weights.pad)
+        return network.forward(weights, told, self.sharpness, self.weighing[rows])
+
+    def factors(self, weights: Weights, items: Float32[np.ndarray, "item dim"]) -> Factors:
+        """The model; user vectors of all users."""
+        users = self.alone.copy()
+        for start in range(0, len(users), 8192):
+            rows = np.arange(start, min(start + 8192, len(users)))
+            users[rows] += self.length * self.forward(weights, rows)[0]
+        return Factors(users, items)
+
+
 class _Transfer:
     """The `Trainable` of stage 3."""
 
@@ -93,27 +159,15 @@ class _Transfer:
         self._validation = validation
         self._trained = np.flatnonzero(split.train.known_users())
         self._counts = split.train.counts()
-        index, sources = shared.index(target), shared.without(target)
-        self._sources = sources.domains
-        self._length = np.float32(shared.lengths[index])
-        self._alone = alone.factors.users
+        self._inputs = _Inputs.of(target, alone, shared, aligned, config)
         # what stage 1 gives a user without history
-        self._mean = self._alone[self._trained].mean(0)
-        self._everybody = Told(
-            shared.values[:, index],
-            shared.known[:, index],
-            sources.values.transpose(1, 0, 2),
-            sources.known,
-            aligned if config.art.shared else np.zeros_like(aligned),
-        )
-        self._sharpness, self._factors = network.weighing(
-            config.art.sources, sources.known, aligned.shape[1]
-        )
+        self._mean = alone.factors.users[self._trained].mean(0)
         self._regularization = np.float32(alone.regularization)
         self._rate = np.float32(config.pretrain.learning_rate)
         self._candidates = config.pretrain.candidates
         init = Generator().manual_seed(seed.child("init").integer())
-        self.model = AttentionTransfer(len(sources.domains), aligned.shape[1], generator=init)
+        n_sources = len(self._inputs.sources)
+        self.model = AttentionTransfer(n_sources, aligned.shape[1], generator=init)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.art.learning_rate, weight_decay=0, fused=True
         )
@@ -144,21 +198,17 @@ class _Transfer:
 
     def factors(self) -> Factors:
         """The model as it is now; user vectors of all users."""
-        users = self._alone.copy()
-        for start in range(0, len(users), 8192):
-            rows = np.arange(start, min(start + 8192, len(users)))
-            users[rows] += self._length * self._forward(rows)[0]
-        return Factors(users, self.lanes.items)
+        return self._inputs.factors(self.model.weights(), self.lanes.items)
 
     def mean_attention(self) -> dict[str, float]:
         """See `Transferred.attention`."""
         if self._config.sources == "none":
             return {}
-        told = self._everybody
+        inputs, told = self._inputs, self._inputs.everybody
         rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
-        _, trace = self._forward(rows)
-        means = (trace.attention * self._factors[rows]).sum(0) / max(len(rows), 1)
-        return dict(zip(self._sources, means.tolist(), strict=True))
+        _, trace = inputs.forward(self.model.weights(), rows)
+        means = (trace.attention * inputs.weighing[rows]).sum(0) / max(len(rows), 1)
+        return dict(zip(inputs.sources, means.tolist(), strict=True))
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
@@ -170,21 +220,16 @@ class _Transfer:
         modules.restore(self.model, self._optimizer, state)
         self.lanes.restore(state["items"], state["item_squares"])
 
-    def _forward(self, rows: Int[np.ndarray, " batch"]) -> tuple[np.ndarray, network.Trace]:
-        """What transfer adds, in units of the target's length, without any dropout."""
-        weights, nobody_hidden = self.model.weights(), np.ones(len(rows), np.bool_)
-        told = network.told_of(self._everybody, rows, nobody_hidden, weights.pad)
-        return network.forward(weights, told, self._sharpness, self._factors[rows])
-
     def _step(
         self, users: Int[np.ndarray, " batch"], dropout: np.random.Generator, key: np.uint64
     ) -> float:
         """One pass over all items of a batch of users, one step of the network; the summed loss."""
-        known = self._everybody.sources_known[users]
+        known = self._inputs.everybody.sources_known[users]
         # whoever is known nowhere else keeps the own vector: nothing could stand in for it
         seen = (dropout.random(len(users)) >= self._config.target_dropout) | ~known.any(1)
         kept = dropout.random(known.shape) >= self._config.dropout
-        factors = self._factors[users] * (kept / (1 - self._config.dropout)).astype(np.float32)
+        kept = (kept / (1 - self._config.dropout)).astype(np.float32)
+        factors = self._inputs.weighing[users] * kept
         job = partial(self._learn, self.model.weights(), users, seen, factors, key)
         losses, gradients = zip(*self.lanes.run(self._counts[users], job), strict=True)
         for weight, *parts in zip(self.model.parameters(), *gradients, strict=True):
@@ -206,12 +251,13 @@ class _Transfer:
     ) -> tuple[float, Weights]:
         """One lane's part of a step (`lanes.Job`)."""
         users, seen, factors = users[part], seen[part], factors[part]
+        inputs = self._inputs
         # items learn from users as they will be served, the network from both
         learns = seen & (self._config.items == "tuned")
         strengths = (self._config.regularization * self._counts[users]).astype(np.float32)
         return network.learn(
-            weights, self._everybody, users, seen, self._sharpness, factors,
-            self._alone, self._mean, self._length, strengths, learns,
+            weights, inputs.everybody, users, seen, inputs.sharpness, factors,
+            inputs.alone, self._mean, inputs.length, strengths, learns,
             self._train.indptr, self._train.items, items, squares, touched,
             self._rate, self._regularization, self._candidates, key,
         )  # fmt: skip

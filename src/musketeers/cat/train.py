@@ -23,8 +23,17 @@ class Aligned:
 
     users: Float32[np.ndarray, "user dim"]
     """Divided by their mean length, like `UserEmbeddings.values`."""
+    length: float
+    """That mean length."""
     weights: Mapping[str, np.ndarray]
     history: History
+
+    def of(self, shared: UserEmbeddings) -> Float32[np.ndarray, "user dim"]:
+        """What the trained network makes of others than it learned from, in the unit of `users`."""
+        _, n_domains, dim = shared.values.shape
+        model = ContrastiveAutoencoder(n_domains, dim, generator=Generator())
+        model.load_state_dict({name: torch.from_numpy(w) for name, w in self.weights.items()})
+        return _encoded(model, *_tensors(shared)) / np.float32(self.length)
 
 
 def align(shared: UserEmbeddings, config: CatConfig, seed: Seed, job: Job) -> Aligned:
@@ -39,7 +48,8 @@ def align(shared: UserEmbeddings, config: CatConfig, seed: Seed, job: Job) -> Al
     )
     users = training.encode()
     length = float(np.linalg.norm(users, axis=1).mean()) or 1.0
-    return Aligned(users / np.float32(length), modules.weights_of(training.model), history)
+    weights = modules.weights_of(training.model)
+    return Aligned(users / np.float32(length), length, weights, history)
 
 
 def mask_one(
@@ -56,9 +66,7 @@ class _Alignment:
 
     def __init__(self, shared: UserEmbeddings, config: CatConfig, seed: Seed) -> None:
         _, n_domains, dim = shared.values.shape
-        # coordinates of about unit variance, which the initial weights are made for
-        self._values = torch.from_numpy(shared.values * np.float32(np.sqrt(dim)))
-        self._known = torch.from_numpy(shared.known)
+        self._values, self._known = _tensors(shared)
         self._config, self._seed = config, seed
         init = Generator().manual_seed(seed.child("init").integer())
         self.model = ContrastiveAutoencoder(n_domains, dim, generator=init)
@@ -98,14 +106,7 @@ class _Alignment:
 
     def encode(self) -> Float32[np.ndarray, "user dim"]:
         """Every user's embedding from all that is known of them."""
-        with torch.no_grad():
-            parts = [
-                self.model.encode(values, known)
-                for values, known in zip(
-                    self._values.split(8192), self._known.split(8192), strict=True
-                )
-            ]
-        return torch.cat(parts).numpy()
+        return _encoded(self.model, self._values, self._known)
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
@@ -133,3 +134,21 @@ class _Alignment:
         rebuild_from_part = reconstruction(rebuilt_from_part, values, known)
         weight = self._config.contrast_weight
         return weight * contrast + (1 - weight) / 2 * (rebuild + rebuild_from_part)
+
+
+def _tensors(shared: UserEmbeddings) -> tuple[Tensor, Tensor]:
+    # coordinates of about unit variance, which the initial weights are made for
+    scale = np.float32(np.sqrt(shared.values.shape[2]))
+    return torch.from_numpy(shared.values * scale), torch.from_numpy(shared.known)
+
+
+def _encoded(
+    model: ContrastiveAutoencoder,
+    values: Float[Tensor, "user domain dim"],
+    known: Bool[Tensor, "user domain"],
+) -> Float32[np.ndarray, "user dim"]:
+    with torch.no_grad():
+        parts = [
+            model.encode(*part) for part in zip(values.split(8192), known.split(8192), strict=True)
+        ]
+    return torch.cat(parts).numpy()

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.comparison import files, page
+from musketeers.comparison.gains import gains
 from musketeers.comparison.jobs import Job
 from musketeers.comparison.models import MODELS, PAPER
 from musketeers.comparison.results import results
@@ -16,10 +17,13 @@ from musketeers.comparison.study import checked, compare_models
 from musketeers.comparison.tables import markdown
 from musketeers.config import RunConfig
 from musketeers.data import readers
+from musketeers.data.overlap import overlap_report
+from musketeers.data.splits import split
 from musketeers.errors import ConfigError, RunError
 from musketeers.parallel import available_threads
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import fingerprints
+from musketeers.seeding import Seed
 
 
 def chosen(models: str | None, *, paper: bool) -> tuple[str, ...]:
@@ -52,9 +56,9 @@ def run(
     if n_processes is not None and n_processes < 1:
         raise ConfigError(f"jobs is {n_processes}; use 1 or more")
     check_place(out, resume=resume)
-    domains = readers.read(config.data, base=base).domains
+    reading = readers.read(config.data, base=base)
     inputs = {
-        **fingerprints(domains), "models": ",".join(names), "seeds": str(n_seeds),
+        **fingerprints(reading.domains), "models": ",".join(names), "seeds": str(n_seeds),
         "tries": str(n_tries),
     }  # fmt: skip
     with RunFolder.create(
@@ -75,8 +79,11 @@ def run(
         if folder.finished:
             return
         found = results(study)
-        files.write(out, study, found, domains.users)
-        artifacts.write_text(out / "report.html", page.render(study, found))
+        splits = split(reading.domains, config.split, Seed(0))
+        parts = gains(study, found, {name: one.train for name, one in splits.items()})
+        files.write(out, study, found, parts, reading.domains.users)
+        report = page.render(study, found, parts, overlap_report(reading))
+        artifacts.write_text(out / "report.html", report)
         if not study.failed:
             folder.finish()
     Console(highlight=False).print(markdown(found), markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from musketeers import artifacts
+from musketeers.comparison.gains import Gains
 from musketeers.comparison.models import MODELS
 from musketeers.comparison.results import Results
 from musketeers.comparison.study import Study
@@ -19,7 +20,7 @@ from musketeers.evaluation.evaluate import metrics_frame
 FORMAT = 1
 
 
-def write(out: Path, study: Study, results: Results, users: Vocabulary) -> None:
+def write(out: Path, study: Study, results: Results, gains: Gains, users: Vocabulary) -> None:
     """`results.parquet`, `results.json`, `table.md` and `table.tex` in the folder `out`.
 
     `results.parquet` has a row for each number: model, seed, domain, user_id, metric, value.
@@ -32,13 +33,13 @@ def write(out: Path, study: Study, results: Results, users: Vocabulary) -> None:
     order = ["model", "seed", "domain", "user_id", "metric", "value"]
     with artifacts.writing(out / "results.parquet"):
         pl.concat(frames).select(order).write_parquet(out / "results.parquet")
-    text = json.dumps(_plain(_summary(study, results)), indent=1, ensure_ascii=False)
+    text = json.dumps(_plain(_summary(study, results, gains)), indent=1, ensure_ascii=False)
     artifacts.write_text(out / "results.json", text + "\n")
     artifacts.write_text(out / "table.md", markdown(results))
     artifacts.write_text(out / "table.tex", latex(results))
 
 
-def _summary(study: Study, results: Results) -> dict[str, Any]:
+def _summary(study: Study, results: Results, gains: Gains) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "split": "test",
@@ -57,13 +58,39 @@ def _summary(study: Study, results: Results) -> dict[str, Any]:
         },
         "details": {name: _details(study, results, name) for name in results.models},
         "best_alone": results.best_alone,
+        "gains": _gains(gains),
         "failed": results.failed,
+    }
+
+
+def _gains(gains: Gains) -> dict[str, Any]:
+    """`Gains`, by domain, model and group; by model, target and source."""
+    grouped = {"by_activity": gains.by_activity, "by_known_domains": gains.by_known}
+    return {
+        **{
+            what: {
+                domain: {
+                    name: [dataclasses.asdict(one) for one in of] for name, of in found.items()
+                }
+                for domain, found in groups.items()
+            }
+            for what, groups in grouped.items()
+        },
+        "by_source": {
+            name: [
+                {"target": target, "source": source, **dataclasses.asdict(found)}
+                for (target, source), found in pairs.items()
+            ]
+            for name, pairs in gains.by_source.items()
+        },
+        "attention": gains.attention,
     }
 
 
 def _details(study: Study, results: Results, name: str) -> dict[str, Any]:
     return {
         "sees": MODELS[name].sees,
+        "control": MODELS[name].control,
         "seconds": results.seconds[name],
         "cells": [
             {"domain": domain, "metric": metric, **dataclasses.asdict(found)}

@@ -2,22 +2,23 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.models import MODELS, Task
+from musketeers.comparison.models import MODELS, Made, Task
 from musketeers.comparison.tuning import tune
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Domains, Split
 from musketeers.data.splits import split
-from musketeers.evaluation.evaluate import PerUser, evaluate
+from musketeers.evaluation.evaluate import KS, PerUser, evaluate
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -68,6 +69,17 @@ class Found:
     """NDCG@10 of the chosen tries, by domain."""
     about: Mapping[str, Any]
     """The chosen settings, all tries, seconds."""
+    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict[str, Any])
+    """Domain -> for each strength of the chosen try, validation NDCG@10 by epoch, from epoch 0.
+
+    Of domains that learn together the same, by their mean; empty without epochs.
+    """
+    attention: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Any])
+    """Domain -> source -> mean weight; empty where nothing was kept."""
+    hidden: Mapping[str, Mapping[str, Float64[np.ndarray, " user"]]] = field(
+        default_factory=dict[str, Any]
+    )
+    """Domain -> source -> NDCG@10 of the test users, ranked with that source hidden."""
 
 
 def run(plan: Plan, job: Job) -> None:
@@ -82,32 +94,19 @@ def run(plan: Plan, job: Job) -> None:
         n_tries=plan.n_tries,
         seed=task.seed.child("tuning", job.model, job.domain or "all"),
     )
-    metrics = {
-        name: evaluate(
-            _scorer(made), task.splits[name].test, task.splits[name].seen(),
-            n_threads=plan.n_threads,
-        )
-        for name, made in tuned.made.items()
-    }  # fmt: skip
-    tensors = _tensors(metrics)
-    if job.model == "smf":
-        (made,) = tuned.made.values()
-        tensors |= {
-            "user_vectors": made.factors.users,
-            "item_vectors": made.factors.items,
-            "item_squares": made.item_squares,
-        }
+    made = tuned.made
+    metrics = {name: _measured(task, name, one.scorer, ks=KS) for name, one in made.items()}
     about = {
         "domains": list(metrics),
         "metrics": list(next(iter(metrics.values())).values),
-        "valid": _valid(task, tuned.made),
+        "valid": _valid(task, made),
         "settings": dict(tuned.best.settings),
         "tries": [asdict(tried) for tried in tuned.tries],
-        "regularization": getattr(next(iter(tuned.made.values())), "regularization", None),
+        **_described(made),
     }
     with artifacts.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    artifacts.save(place, _KIND, tensors, about)
+    artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
 
 
 def found(out: Path, job: Job) -> Found:
@@ -120,7 +119,13 @@ def found(out: Path, job: Job) -> Found:
         )
         for n, domain in enumerate(saved.about["domains"])
     }
-    return Found(metrics, saved.about["valid"], saved.about)
+    hidden = {
+        domain: dict(zip(saved.about["hidden"][domain], saved.tensors[f"hidden_{n}"], strict=True))
+        for n, domain in enumerate(saved.about["domains"])
+        if f"hidden_{n}" in saved.tensors
+    }
+    about = saved.about
+    return Found(metrics, about["valid"], about, about["curves"], about["attention"], hidden)
 
 
 def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list[list[Job]]:
@@ -155,24 +160,44 @@ def _alone(out: Path, seed: int, domain: str) -> Pretrained:
     return Pretrained(factors, saved.tensors["item_squares"], saved.about["regularization"], ())
 
 
-def _valid(task: Task, made: Mapping[str, Any]) -> dict[str, float]:
-    return {name: task.validations[name].ndcg(_scorer(one)) for name, one in made.items()}
+def _described(made: Made) -> dict[str, Any]:
+    return {
+        "regularization": next((o.start.regularization for o in made.values() if o.start), None),
+        "curves": {
+            name: [[epoch.valid for epoch in fit.epochs] for fit in one.history]
+            for name, one in made.items()
+        },
+        "attention": {name: dict(one.attention) for name, one in made.items()},
+        "hidden": {name: list(one.without) for name, one in made.items()},
+    }
+
+
+def _tensors(task: Task, made: Made, metrics: Mapping[str, PerUser]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for n, (name, one) in enumerate(made.items()):
+        tensors[f"users_{n}"] = metrics[name].users
+        tensors[f"values_{n}"] = np.stack(list(metrics[name].values.values()))
+        hidden = [_measured(task, name, hide(), ks=(10,)) for hide in one.without.values()]
+        if hidden:
+            tensors[f"hidden_{n}"] = np.stack([found.values["ndcg@10"] for found in hidden])
+        if start := one.start:  # of one domain alone
+            tensors["user_vectors"] = start.factors.users
+            tensors["item_vectors"] = start.factors.items
+            tensors["item_squares"] = start.item_squares
+    return tensors
+
+
+def _measured(task: Task, name: str, scorer: Scorer, *, ks: Sequence[int]) -> PerUser:
+    split = task.splits[name]
+    return evaluate(scorer, split.test, split.seen(), ks=ks, n_threads=task.n_threads)
+
+
+def _valid(task: Task, made: Made) -> dict[str, float]:
+    return {name: task.validations[name].ndcg(one.scorer) for name, one in made.items()}
 
 
 def _mean(values: Mapping[str, float]) -> float:
     return sum(values.values()) / len(values)
-
-
-def _scorer(made: Pretrained | Scorer) -> Scorer:
-    return made.factors if isinstance(made, Pretrained) else made
-
-
-def _tensors(metrics: Mapping[str, PerUser]) -> dict[str, np.ndarray]:
-    tensors: dict[str, np.ndarray] = {}
-    for n, measured in enumerate(metrics.values()):
-        tensors[f"users_{n}"] = measured.users
-        tensors[f"values_{n}"] = np.stack(list(measured.values.values()))
-    return tensors
 
 
 def _config(text: str) -> RunConfig:

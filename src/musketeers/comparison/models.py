@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from musketeers import controls
-from musketeers.art.train import Transferred
+from musketeers.art.train import Transferred, served
 from musketeers.baselines.cmf import CmfSettings, cmf
 from musketeers.baselines.ease import EaseSettings, PooledEaseSettings, ease, pooled_ease
 from musketeers.baselines.graph_bpr import GraphSettings
@@ -16,21 +17,41 @@ from musketeers.baselines.item_knn import ItemKnnSettings, item_knn
 from musketeers.baselines.light_gcn import light_gcn
 from musketeers.baselines.mpf import MpfSettings, mpf
 from musketeers.baselines.popularity import popularity
-from musketeers.cat.train import align
+from musketeers.cat.train import Aligned, align
 from musketeers.comparison.space import Choice, Range, Space
 from musketeers.config import RunConfig, changed
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
+from musketeers.exchange import UserEmbeddings
 from musketeers.pipeline import art, exchanged, smf
 from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.protocols import Scorer
 from musketeers.seeding import Seed
-from musketeers.training import Unwatched
+from musketeers.training import History, Unwatched
 
 Sees = Literal["own data", "user embeddings", "all raw data"]
 Settings = Mapping[str, Any]
-Made = Mapping[str, Scorer | Pretrained]
-"""A model for each domain."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What one training made of one domain."""
+
+    scorer: Scorer
+    history: tuple[History, ...] = ()
+    """One for each strength tried; of domains that learn together the same, by their mean."""
+    start: Pretrained | None = None
+    """What other models start from."""
+    attention: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Source -> mean weight, see `Transferred.attention`."""
+    without: Mapping[str, Callable[[], Scorer]] = field(
+        default_factory=dict[str, Callable[[], Scorer]]
+    )
+    """Source -> the same trained model with that source hidden from it."""
+
+
+Made = Mapping[str, Fitted]
+"""By domain."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,62 +85,68 @@ class Model:
     joint: bool = False
     """Whether all domains are trained together; they are then tuned on their mean."""
     starts_from_smf: bool = False
+    control: bool = False
+    """Whether it is there to explain others' gains, and never the best of its kind."""
 
 
 # 1. Models of one domain
 
 
 def _pop(task: Task, _: Settings) -> Made:
-    return {name: popularity(split.train) for name, split in task.splits.items()}
+    return {name: Fitted(popularity(split.train)) for name, split in task.splits.items()}
 
 
 def _item_knn(task: Task, settings: Settings) -> Made:
     chosen = ItemKnnSettings(**settings)
-    return {name: item_knn(split, chosen) for name, split in task.splits.items()}
+    return {name: Fitted(item_knn(split, chosen)) for name, split in task.splits.items()}
 
 
 def _ease(task: Task, settings: Settings) -> Made:
     chosen = EaseSettings(**settings)
-    return {name: ease(split, chosen) for name, split in task.splits.items()}
+    return {name: Fitted(ease(split, chosen)) for name, split in task.splits.items()}
 
 
 def _ials(task: Task, settings: Settings) -> Made:
     chosen = IalsSettings(**settings)
-    return {
+    found = {
         name: ials(
             split, task.validations[name], chosen, task.seed.child("ials", name), Unwatched(),
             dim=task.config.dim,
-        ).factors
+        )
         for name, split in task.splits.items()
     }  # fmt: skip
+    return {name: Fitted(made.factors, (made.history,)) for name, made in found.items()}
 
 
 def _light_gcn(task: Task, settings: Settings) -> Made:
     chosen = GraphSettings(**settings)
-    return {
+    found = {
         name: light_gcn(
             split, task.validations[name], chosen, task.seed.child("light_gcn", name), Unwatched(),
             dim=task.config.dim,
-        ).factors
+        )
         for name, split in task.splits.items()
     }  # fmt: skip
+    return {name: Fitted(made.factors, (made.history,)) for name, made in found.items()}
 
 
 def _smf(task: Task, settings: Settings) -> Made:
     config = changed(task.config, settings)
-    return {
+    found = {
         name: pretrain(
             split, task.validations[name], config.pretrain, task.seed.child("pretrain", name),
             Unwatched(), dim=config.dim,
         )
         for name, split in task.splits.items()
     }  # fmt: skip
+    return {name: Fitted(made.factors, made.history, made) for name, made in found.items()}
 
 
 def _wide_smf(task: Task, settings: Settings) -> Made:
     """As many dimensions as all domains have together: is it only capacity?"""
     wide = task.config.dim * len(task.config.data.domains)
-    return _smf(task, {**settings, "dim": wide})
+    found = _smf(task, {**settings, "dim": wide})
+    return {name: replace(made, start=None) for name, made in found.items()}
 
 
 # 2. Models of all domains' raw data
@@ -130,7 +157,7 @@ def _cmf(task: Task, settings: Settings) -> Made:
     chosen = CmfSettings(bpr=changed(task.config, run).pretrain, **own)
     seed = task.seed.child("cmf")
     made = cmf(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
-    return made.factors
+    return _together(made.factors, made.histories)
 
 
 def _pooled_smf(task: Task, settings: Settings) -> Made:
@@ -142,7 +169,7 @@ def _mpf(task: Task, settings: Settings) -> Made:
     chosen = MpfSettings(bpr=changed(task.config, run).pretrain, **own)
     seed = task.seed.child("mpf")
     made = mpf(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
-    return made.factors
+    return _together(made.factors, made.histories)
 
 
 def _herograph_l(task: Task, settings: Settings) -> Made:
@@ -151,18 +178,22 @@ def _herograph_l(task: Task, settings: Settings) -> Made:
     made = herograph_l(
         task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim
     )
-    return made.factors
+    return _together(made.factors, (made.history,))
 
 
 def _pooled_ease(task: Task, settings: Settings) -> Made:
     own = dict(settings)
     weight: float = own.pop("source_weight", 0.5)
-    found: dict[str, Scorer] = {}
+    found: dict[str, Fitted] = {}
     for name in task.splits:
         weights = {source: weight for source in task.splits if source != name}
         chosen = PooledEaseSettings(source_weights=weights, **own)
-        found[name] = pooled_ease(task.splits, name, chosen)
+        found[name] = Fitted(pooled_ease(task.splits, name, chosen))
     return found
+
+
+def _together(factors: Mapping[str, Scorer], histories: tuple[History, ...]) -> Made:
+    return {name: Fitted(scorer, histories) for name, scorer in factors.items()}
 
 
 def _parted(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -180,18 +211,21 @@ def _cat_art(fixed: Settings) -> Callable[[Task, Settings], Made]:
     def fit(task: Task, settings: Settings) -> Made:
         config = changed(task.config, {**settings, **fixed})
         shared = exchanged(task.splits, task.alone)
-        aligned = align(shared, config.cat, task.seed.child("cat"), Unwatched()).users
+        aligned = align(shared, config.cat, task.seed.child("cat"), Unwatched())
         found = art(
-            task.splits, task.alone, shared, aligned, config, _unwatched, n_threads=task.n_threads
-        )
-        return _factors(found)
+            task.splits, task.alone, shared, aligned.users, config, _unwatched,
+            n_threads=task.n_threads,
+        )  # fmt: skip
+        # a source can be hidden from the whole method: CAT learned with domains hidden
+        hide = None if fixed else partial(_without, task.alone, shared, aligned, found, config)
+        return _transferred(found, hide)
 
     return fit
 
 
 def _items_control(task: Task, settings: Settings) -> Made:
     config = changed(task.config, settings)
-    return _factors(
+    return _transferred(
         controls.items_control(
             task.splits, task.alone, config, _unwatched, n_threads=task.n_threads
         )
@@ -200,7 +234,7 @@ def _items_control(task: Task, settings: Settings) -> Made:
 
 def _shuffled(task: Task, settings: Settings) -> Made:
     config = changed(task.config, settings)
-    return _factors(
+    return _transferred(
         controls.shuffled_alignment(
             task.splits, task.alone, config, _unwatched, n_threads=task.n_threads
         )
@@ -216,8 +250,35 @@ def _with_noise(task: Task, settings: Settings) -> Made:
     return {name: made[name] for name in task.splits}
 
 
-def _factors(found: Mapping[str, Transferred]) -> Made:
-    return {name: made.factors for name, made in found.items()}
+def _transferred(
+    found: Mapping[str, Transferred], hide: Callable[[str, str], Scorer] | None = None
+) -> Made:
+    """`hide` gives the target's (first) model without the source (second)."""
+    return {
+        name: Fitted(
+            made.factors,
+            (made.history,),
+            attention=made.attention,
+            without={other: partial(hide, name, other) for other in found if other != name}
+            if hide
+            else {},
+        )
+        for name, made in found.items()
+    }
+
+
+def _without(
+    alone: Mapping[str, Pretrained],
+    shared: UserEmbeddings,
+    aligned: Aligned,
+    found: Mapping[str, Transferred],
+    config: RunConfig,
+    target: str,
+    source: str,
+) -> Scorer:
+    """The trained target with a source hidden from attention and from the shared embedding."""
+    told = shared.hidden(source)
+    return served(target, found[target], alone[target], told, aligned.of(told), config)
 
 
 def _unwatched(_stage: str, _domain: str | None) -> Unwatched:
@@ -257,6 +318,10 @@ def _ablation(space: Space, **fixed: Any) -> Model:
     return Model("user embeddings", fit, space, joint=True, starts_from_smf=True)
 
 
+def _control(sees: Sees, fit: Callable[[Task, Settings], Made], space: Space) -> Model:
+    return Model(sees, fit, space, joint=True, starts_from_smf=True, control=True)
+
+
 MODELS: Mapping[str, Model] = {
     "pop": Model("own data", _pop),
     "item_knn": Model(
@@ -285,13 +350,9 @@ MODELS: Mapping[str, Model] = {
     "cat_art_linear": _ablation({**_ART, **_CONTRAST}, art__sources="sum"),
     "cat_art_no_global": _ablation({**_ART, **_ATTENTION}, art__shared=False),
     "cat_art": _ablation(_WHOLE),
-    "items_control": Model("own data", _items_control, _ART, joint=True, starts_from_smf=True),
-    "cat_art_shuffled": Model(
-        "user embeddings", _shuffled, _WHOLE, joint=True, starts_from_smf=True
-    ),
-    "cat_art_noise": Model(
-        "user embeddings", _with_noise, _WHOLE, joint=True, starts_from_smf=True
-    ),
+    "items_control": _control("own data", _items_control, _ART),
+    "cat_art_shuffled": _control("user embeddings", _shuffled, _WHOLE),
+    "cat_art_noise": _control("user embeddings", _with_noise, _WHOLE),
     "pooled_smf": Model("all raw data", _pooled_smf, _BPR, joint=True),
     "pooled_ease": Model(
         "all raw data", _pooled_ease,

@@ -1,16 +1,34 @@
 """The comparison on one page that needs nothing else: tables, pictures, settings, timings."""
 
 import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from musketeers.comparison.gains import Gains, Group, Groups, shown
+from musketeers.comparison.jobs import Found
 from musketeers.comparison.models import MODELS
 from musketeers.comparison.results import REFERENCE, Results
 from musketeers.comparison.study import Study
 from musketeers.comparison.tables import place_of
 from musketeers.config import dump
+from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Difference
-from musketeers.report.style import STYLE
+from musketeers.report.parts import (
+    attention,
+    bars,
+    curve,
+    document,
+    figure,
+    matrix,
+    overlap,
+    row,
+    section,
+    settings,
+    table,
+    tinted,
+)
+from musketeers.report.svg import intervals, key
 from musketeers.report.words import (
     HEADLINE_METRIC,
     duration,
@@ -19,29 +37,28 @@ from musketeers.report.words import (
     percent,
 )
 
+Curves = Sequence[Sequence[float]]
+
 _MARKS = {"▲": "better", "▼": "worse", "": ""}
 
 
-def render(study: Study, results: Results) -> str:
-    """The page as HTML text."""
+def render(study: Study, results: Results, gains: Gains, report: OverlapReport) -> str:
+    """The page as HTML text; what the comparison lacks is left out."""
     parts = (
-        _section("Results", _results(results)),
-        _section("Against the domain alone", _heat(results, REFERENCE)),
-        _section("Against the best model on own data", _best(results) + _heat(results, "best")),
-        _section("What was tuned", _tuning(study, results)),
-        _section("Settings", f"<pre>{escape(dump(study.config))}</pre>"),
+        section("Results", _results(results)),
+        section("Against the domain alone", _against(results, REFERENCE)),
+        section("Against the best model on own data", _best(results) + _against(results, "best")),
+        section("Who gains", _who(results, gains)),
+        section("From which domain", _sources(results, gains)),
+        section("Learning curves", _curves(study, results)),
+        section("Data and overlap", overlap(report)),
+        section("Time", _time(results)),
+        section("What was tuned", _tuning(study, results)),
+        section(
+            "Settings", settings("All settings that were not tuned, as TOML", dump(study.config))
+        ),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Comparison - musketeers</title><style>{STYLE}</style></head><body>"
-        f"<header><h1>Comparison</h1>{_lead(study, results)}{_failed(results)}</header>"
-        f"<main>{''.join(parts)}</main></body></html>\n"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
+    return document("Comparison", _lead(study, results) + _failed(results), parts)
 
 
 def _lead(study: Study, results: Results) -> str:
@@ -71,18 +88,21 @@ def _results(results: Results) -> str:
 
 
 def _domain_table(results: Results, domain: str) -> str:
-    head = "".join(f"<th>{metric_name(name)}</th>" for name in results.metrics)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(model_name(name))}</th><td>{MODELS[name].sees}</td>'
-        + "".join(_cell(results, name, (domain, metric)) for metric in results.metrics)
-        + "</tr>"
+    rows = [
+        row(
+            model_name(name),
+            [_cell(results, name, (domain, one)) for one in results.metrics],
+            note=_sees(name),
+        )
         for name in results.models
         if (domain, results.metrics[0]) in results.cells[name]
-    )
-    return (
-        f'<div class="scroll"><table><caption>{escape(domain)}</caption><thead><tr><th>model</th>'
-        f"<th>sees</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    ]
+    return table(domain, ["model", *map(metric_name, results.metrics)], rows, kind="named")
+
+
+def _sees(name: str) -> str:
+    model = MODELS[name]
+    return f"sees {model.sees}{', a control' if model.control else ''}"
 
 
 def _cell(results: Results, name: str, cell: tuple[str, str]) -> str:
@@ -91,50 +111,51 @@ def _cell(results: Results, name: str, cell: tuple[str, str]) -> str:
     against = results.against[REFERENCE][name].get(cell)
     mark = f' <span class="{_MARKS[against.mark]}">{against.mark}</span>' if against else ""
     spread = "" if math.isnan(found.deviation) else f"<small>±{100 * found.deviation:.2f}</small>"
-    return f"<td><{tag}>{100 * found.mean:.2f}</{tag}>{mark}{spread}</td>"
+    return f"<{tag}>{100 * found.mean:.2f}</{tag}>{mark}{spread}"
 
 
-def _heat(results: Results, reference: str) -> str:
+def _against(results: Results, reference: str) -> str:
     """Relative NDCG@10 difference of each model (row) in each domain (column)."""
-    of = results.against[reference]
-    shown = [name for name in results.models if of[name]]
-    most = max(
-        (abs(_relative(of[n].get((d, HEADLINE_METRIC)))) for n in shown for d in results.domains),
-        default=0.0,
-    )
-
-    def cell(name: str, domain: str) -> str:
-        found = of[name].get((domain, HEADLINE_METRIC))
-        if found is None:
-            return "<td></td>"
-        share = 35 * min(abs(_relative(found)) / (most or 1), 1) ** 0.5
-        tone = "better" if found.difference > 0 else "worse"
-        color = f"color-mix(in srgb, var(--{tone}) {share:.0f}%, var(--page))"
-        interval = f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-        return (
-            f'<td style="background:{color}">{percent(found.relative)} {found.mark}'
-            f"<small>{interval}</small></td>"
-        )
-
-    head = "".join(f"<th>{escape(domain)}</th>" for domain in results.domains)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(model_name(name))}</th>'
-        + "".join(cell(name, domain) for domain in results.domains)
-        + "</tr>"
-        for name in shown
-    )
+    found = {
+        (name, domain): one
+        for name, cells in results.against[reference].items()
+        for (domain, metric), one in cells.items()
+        if metric == HEADLINE_METRIC
+    }
     caption = (
         "Difference in NDCG@10, relative; in brackets the 95 % interval of the difference in "
         "points (bootstrap over users, of the cell alone)"
     )
-    return (
-        f'<div class="scroll"><table class="heat"><caption>{caption}</caption>'
-        f"<thead><tr><th>model</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    rows = [name for name in results.models if any(model == name for model, _ in found)]
+    return _differences(caption, "model", {n: model_name(n) for n in rows}, results.domains, found)
 
 
-def _relative(found: Difference | None) -> float:
-    return 0.0 if found is None or math.isnan(found.relative) else found.relative
+def _differences(
+    caption: str,
+    corner: str,
+    rows: Mapping[str, str],
+    columns: Sequence[str],
+    found: Mapping[tuple[str, str], Difference],
+) -> str:
+    """A matrix of relative differences, the stronger tinted the larger."""
+    most = max((abs(_relative(one)) for one in found.values()), default=0.0) or 1.0
+
+    def cell(name: str, column: str) -> str:
+        one = found.get((name, column))
+        if one is None:
+            return "<td></td>"
+        content = (
+            f"{percent(one.relative)} {one.mark}"
+            f"<small>[{100 * one.low:+z.2f}, {100 * one.high:+z.2f}]</small>"
+        )
+        tone = "better" if one.difference > 0 else "worse"
+        return tinted(content, 0.35 * (abs(_relative(one)) / most) ** 0.5, tone)
+
+    return matrix(caption, corner, rows, columns, cell)
+
+
+def _relative(found: Difference) -> float:
+    return 0.0 if math.isnan(found.relative) else found.relative
 
 
 def _best(results: Results) -> str:
@@ -145,25 +166,148 @@ def _best(results: Results) -> str:
     return f"<p>The best on validation of the models that see their own data alone: {named}.</p>"
 
 
+def _who(results: Results, gains: Gains) -> str:
+    names = shown(results)
+    if not names:
+        return ""
+    note = (
+        "Difference in NDCG@10 to SMF, the domain alone, in points, with 95 % intervals (paired "
+        "t, of the group alone). Shown are CAT-ART and, of the models that see "
+        "own data, user embeddings or all raw data, the best of each on validation beside SMF."
+    )
+    return (
+        f'<p class="soft">{note}</p>{key(map(model_name, names))}'
+        + _grouped(
+            "By activity", "users in up to four groups of equal size by their training "
+            "interactions in the domain", gains.by_activity,
+        )
+        + _grouped(
+            "By known domains", "users by the number of domains whose training data know them",
+            gains.by_known,
+        )
+    )  # fmt: skip
+
+
+def _grouped(title: str, groups: str, found: Groups) -> str:
+    figures = "".join(_group_figure(domain, of, groups) for domain, of in found.items() if of)
+    head = f'<h3>{title}</h3><p class="soft">{groups.capitalize()}.</p>'
+    return f'{head}<div class="grid">{figures}</div>'
+
+
+def _group_figure(domain: str, found: Mapping[str, Sequence[Group]], groups: str) -> str:
+    first = next(iter(found.values()))
+    series = {model_name(name): [_point(one) for one in of] for name, of in found.items()}
+    picture = intervals(
+        [(_span(one), f"{one.difference.users:,} users") for one in first],
+        series,
+        what=f"{domain}: difference in NDCG@10 to SMF in points, {groups}",
+    )
+    return figure(picture, domain)
+
+
+def _point(group: Group) -> tuple[float, float, float]:
+    found = group.difference
+    return 100 * found.difference, 100 * found.low, 100 * found.high
+
+
+def _span(group: Group) -> str:
+    return f"{group.low}" if group.low == group.high else f"{group.low} to {group.high}"
+
+
+def _sources(results: Results, gains: Gains) -> str:
+    caption = (
+        "What NDCG@10 on test loses without a source (column) in a target (row), relative; in "
+        "brackets the 95 % interval in points"
+    )
+    parts: list[str] = []
+    for name, found in gains.by_source.items():
+        sources = dict.fromkeys(source for _, source in found)
+        columns = sorted(sources, key=[*results.domains, *sources].index)
+        targets = {domain: domain for domain in results.domains}
+        parts.append(
+            f'<h3>{escape(model_name(name))}</h3><div class="pair">'
+            f"{attention(gains.attention.get(name, {}))}"
+            f"{_differences(caption, 'domain', targets, columns, found)}</div>"
+        )
+    if not parts:
+        return ""
+    note = (
+        "Attention says where a target looks, not what it takes from there. Beside it, the "
+        "trained model is measured with one source hidden from attention and from the shared "
+        "embedding while users are ranked; nothing is trained anew. Where transfer was not kept, "
+        "there is no attention and nothing to lose. ▲ ▼ corrected (Holm) for the pairs of a model."
+    )
+    return f'<p class="soft">{note}</p>' + "".join(parts)
+
+
+def _curves(study: Study, results: Results) -> str:
+    parts: list[str] = []
+    for name in results.models:
+        figures = [
+            curve(
+                curves, name=", ".join(domains), what="NDCG@10", stage=model_name(name),
+                end=_end(found, curves, domains),
+            )
+            for job, found in study.found.items()
+            if job.model == name and job.seed == 0
+            for curves, domains in _alike(found.curves)
+        ]  # fmt: skip
+        if figures:
+            title = escape(model_name(name))
+            parts.append(f'<h3>{title}</h3><div class="grid">{"".join(figures)}</div>')
+    if not parts:
+        return ""
+    return (
+        "<details><summary>NDCG@10 on validation by epoch: the chosen try of each model with the "
+        f"first seed</summary>{''.join(parts)}</details>"
+    )
+
+
+def _end(found: Found, curves: Curves, domains: Sequence[str]) -> str:
+    """Whether a domain, though some epoch was better, kept its start."""
+    kept = len(domains) == 1 and found.valid[domains[0]] < max(map(max, curves))
+    return "; within noise of epoch 0, which was kept" if kept else ""
+
+
+def _alike(curves: Mapping[str, Curves]) -> list[tuple[Curves, list[str]]]:
+    """Each domain's curves; domains that learned together share theirs."""
+    found: list[tuple[Curves, list[str]]] = []
+    for domain, of in curves.items():
+        same = next((domains for one, domains in found if one == of), None)
+        if same:
+            same.append(domain)
+        elif of:
+            found.append((of, [domain]))
+    return found
+
+
+def _time(results: Results) -> str:
+    rows = {
+        model_name(name): (seconds, [duration(seconds)])
+        for name, seconds in sorted(results.seconds.items(), key=lambda item: -item[1])
+    }
+    caption = "Training of all tries and domains, mean over seeds, on one thread"
+    return bars(caption, ["model", "time"], rows)
+
+
 def _tuning(study: Study, results: Results) -> str:
     rows: list[str] = []
     for name in results.models:
         for job, found in study.found.items():
             if job.model == name and job.seed == 0:
-                chosen = ", ".join(f"{key} = {_short(value)}" for key, value in
-                                   found.about["settings"].items()) or "the defaults"  # fmt: skip
-                rows.append(
-                    f'<tr><th scope="row">{escape(model_name(name))}</th>'
-                    f"<td>{escape(job.domain or 'all')}</td><td>{len(found.about['tries'])}</td>"
-                    f"<td>{duration(sum(one['seconds'] for one in found.about['tries']))}</td>"
-                    f'<td style="text-align:left;white-space:normal">{escape(chosen)}</td></tr>'
-                )
-    return (
-        '<div class="scroll"><table><caption>Settings chosen with the first seed; every other seed '
-        "was tuned anew (results.json has them all)</caption><thead><tr><th>model</th><th>domain"
-        "</th><th>tries</th><th>time</th><th>chosen</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+                tries, chosen = found.about["tries"], found.about["settings"]
+                told = ", ".join(f"{k} = {_short(v)}" for k, v in chosen.items()) or "the defaults"
+                cells = [
+                    escape(job.domain or "all"), f"{len(tries)}",
+                    duration(sum(one["seconds"] for one in tries)),
+                    f'<div class="text">{escape(told)}</div>',
+                ]  # fmt: skip
+                rows.append(row(model_name(name), cells))
+    caption = (
+        "Settings chosen with the first seed; every other seed was tuned anew (results.json has "
+        "them all)"
     )
+    return table(caption, ["model", "domain", "tries", "time", "chosen"], rows)
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 import numpy as np
 from jaxtyping import Float64
 
-from musketeers.comparison.models import MODELS
+from musketeers.comparison.models import MODELS, Sees
 from musketeers.comparison.study import Study
 from musketeers.errors import RunError
 from musketeers.evaluation.compare import Cell, Difference, compare, holm, pool
@@ -48,8 +48,10 @@ class Results:
     Tested over users, each user's mean over the seeds, corrected (Holm) for all models and cells
     of a reference; the interval is a bootstrap's over users, of the cell alone.
     """
+    valid: Mapping[str, Mapping[str, float]]
+    """Model -> domain -> mean validation NDCG@10."""
     best_alone: Mapping[str, str]
-    """Domain -> the model on own data with the best mean validation NDCG@10."""
+    """Domain -> the model on own data with the best mean validation NDCG@10; no control."""
     seconds: Mapping[str, float]
     """Model -> mean seconds of all tries of a seed."""
     failed: Mapping[str, str]
@@ -62,13 +64,14 @@ def results(study: Study) -> Results:
     A model counts in a domain with the seeds that did not fail; it is compared with a reference
     over the seeds that both have.  Raises `RunError` if the domain alone has no result.
     """
-    by_model = _by_model(study)
+    by_model = seeds_of(study)
     if REFERENCE not in by_model:
         why = next(iter(study.failed.values()), "no job was run")
         raise RunError(f"{REFERENCE} failed, and all else is measured against it: {why}")
     domains = tuple(study.config.data.domains)
     metrics = tuple(next(iter(next(iter(by_model[REFERENCE].values())).values())).values)
-    best = _best_alone(study, domains)
+    valid = _valid(study, tuple(by_model))
+    best = {d: name for d in domains if (name := best_of(valid, "own data", [d]))}
     references = {
         REFERENCE: dict.fromkeys(domains, REFERENCE),
         "best": best,
@@ -79,6 +82,7 @@ def results(study: Study) -> Results:
         metrics=metrics,
         cells={name: _summaries(found) for name, found in by_model.items()},
         against={name: _against(by_model, chosen) for name, chosen in references.items()},
+        valid=valid,
         best_alone=best,
         seconds={name: _seconds(study, name) for name in by_model},
         failed={job.name: why for job, why in study.failed.items()},
@@ -88,7 +92,7 @@ def results(study: Study) -> Results:
 BySeed = Mapping[int, PerUser]
 
 
-def _by_model(study: Study) -> dict[str, dict[str, dict[int, PerUser]]]:
+def seeds_of(study: Study) -> dict[str, dict[str, dict[int, PerUser]]]:
     """Model -> domain -> seed -> metrics."""
     found: dict[str, dict[str, dict[int, PerUser]]] = {}
     for name in study.models:
@@ -99,18 +103,34 @@ def _by_model(study: Study) -> dict[str, dict[str, dict[int, PerUser]]]:
     return found
 
 
-def _best_alone(study: Study, domains: Sequence[str]) -> dict[str, str]:
-    valid: dict[tuple[str, str], list[float]] = {}
-    for job, one in study.found.items():
-        if MODELS[job.model].sees == "own data":
-            for domain, value in one.valid.items():
-                valid.setdefault((domain, job.model), []).append(value)
-    return {
-        domain: max(
-            (name for of, name in valid if of == domain), key=lambda name: mean(valid[domain, name])
-        )
-        for domain in domains
+def paired(one: BySeed, other: BySeed) -> tuple[PerUser, PerUser] | None:
+    """Both pooled over the seeds that both have, if any."""
+    seeds = sorted(set(one) & set(other))
+    return (pool([one[s] for s in seeds]), pool([other[s] for s in seeds])) if seeds else None
+
+
+def best_of(
+    valid: Mapping[str, Mapping[str, float]], sees: Sees, domains: Sequence[str]
+) -> str | None:
+    """Of the models that see as much and are no control, the best by mean validation NDCG@10.
+
+    The mean is over `domains`, and a model that lacks one does not count; None if none is left.
+    """
+    means = {
+        name: mean(found[domain] for domain in domains)
+        for name, found in valid.items()
+        if MODELS[name].sees == sees and not MODELS[name].control
+        if set(domains) <= set(found)
     }
+    return max(means, key=means.__getitem__, default=None)
+
+
+def _valid(study: Study, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    values: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for job, one in study.found.items():
+        for domain, value in one.valid.items():
+            values[job.model].setdefault(domain, []).append(value)
+    return {name: {d: mean(one) for d, one in found.items()} for name, found in values.items()}
 
 
 def _summaries(found: Mapping[str, BySeed]) -> dict[Cell, Summary]:
@@ -131,11 +151,11 @@ def _against(
     tested: dict[tuple[str, Cell], Difference] = {}
     for name, found in by_model.items():
         for domain, by_seed in found.items():
-            other = by_model[references[domain]].get(domain, {})
-            seeds = sorted(set(by_seed) & set(other))
-            if references[domain] == name or not seeds:
+            other = references.get(domain, name)
+            pair = paired(by_seed, by_model[other].get(domain, {}))
+            if other == name or not pair:
                 continue
-            one, reference = (pool([of[seed] for seed in seeds]) for of in (by_seed, other))
+            one, reference = pair
             cells = compare({domain: one}, {domain: reference})
             reach = _bootstrap(domain, one, reference)
             for cell, difference in cells.items():
