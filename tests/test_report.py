@@ -20,7 +20,7 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError
 from musketeers.evaluation.compare import compare
 from musketeers.evaluation.evaluate import PerUser
-from musketeers.report import answers, environment, html, tables, words
+from musketeers.report import answers, environment, html, svg, tables, words
 from musketeers.results import Learning, RunResult
 from musketeers.training import Epoch, History
 
@@ -213,6 +213,24 @@ def read_page(page):
     tags.close()
     assert tags.open == []
     return tags
+
+
+def test_intervals_stand_where_their_values_are():
+    points = {"A<b": [(1.0, 0.0, 2.0), (-2.0, math.nan, math.nan)], "C": [(0.0, -1.0, 1.0)] * 2}
+    text = svg.intervals([("few", "3 users"), ("many", "1 user")], points, what="tv <gain>")
+    tags = read_page(text)
+    assert "tv <gain>" in tags.texts
+    assert "A<b, few, 3 users: +1.00 [+0.00, +2.00]" in tags.texts
+    assert {"+2.00", "0", "-2.00"} <= set(tags.texts)
+    heights = {
+        float(a["d"].split()[1].split("m")[0])
+        for tag, a in tags.seen
+        if tag == "path" and a.get("class") == "mark"
+    }
+    # -2 at the bottom (128), 2 at the top (12)
+    assert heights == {128.0, 70.0, 41.0}
+    reaches = [a["d"] for tag, a in tags.seen if tag == "path" and not a.get("class")]
+    assert [reach.split()[1] for reach in reaches if reach] == ["70.0V12.0", *["99.0V41.0"] * 2]
 
 
 def test_the_page_is_whole_and_needs_nothing_else():

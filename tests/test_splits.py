@@ -74,6 +74,14 @@ def test_each_users_counts_follow_the_rule(rows, shares, method):
         assert len(parts.valid.of(user)) == valid
 
 
+@given(ROWS, SHARES, st.sampled_from(["random", "last", "time"]), st.integers(0, 2**32))
+def test_how_many_are_held_out_does_not_depend_on_the_seed(rows, shares, method, seed):
+    config = SplitConfig(method=method, test=shares[0], valid=shares[1])
+    one, other = (split(together(a=rows), config, s)["a"] for s in (SEED, Seed(seed)))
+    np.testing.assert_array_equal(one.train.counts(), other.train.counts())
+    np.testing.assert_array_equal(one.test.counts(), other.test.counts())
+
+
 @pytest.mark.parametrize(("n", "share", "held"), [(5, 0.2, 1), (30, 0.1, 3), (10, 0.3, 3)])
 def test_a_share_that_is_whole_is_not_rounded_up(n, share, held):
     parts = split(together(a=row(n)), SplitConfig(test=share, valid=0.0), SEED)["a"]

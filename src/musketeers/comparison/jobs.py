@@ -125,7 +125,9 @@ def found(out: Path, job: Job) -> Found:
         if f"hidden_{n}" in saved.tensors
     }
     about = saved.about
-    return Found(metrics, about["valid"], about, about["curves"], about["attention"], hidden)
+    # jobs of the first comparisons kept neither
+    curves, attention = about.get("curves", {}), about.get("attention", {})
+    return Found(metrics, about["valid"], about, curves, attention, hidden)
 
 
 def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list[list[Job]]:

@@ -54,9 +54,7 @@ def render(study: Study, results: Results, gains: Gains, report: OverlapReport) 
         section("Data and overlap", overlap(report)),
         section("Time", _time(results)),
         section("What was tuned", _tuning(study, results)),
-        section(
-            "Settings", settings("All settings that were not tuned, as TOML", dump(study.config))
-        ),
+        section("Settings", settings("All settings before tuning, as TOML", dump(study.config))),
     )
     return document("Comparison", _lead(study, results) + _failed(results), parts)
 
@@ -300,14 +298,14 @@ def _tuning(study: Study, results: Results) -> str:
                 cells = [
                     escape(job.domain or "all"), f"{len(tries)}",
                     duration(sum(one["seconds"] for one in tries)),
-                    f'<div class="text">{escape(told)}</div>',
+                    escape(told),
                 ]  # fmt: skip
                 rows.append(row(model_name(name), cells))
     caption = (
         "Settings chosen with the first seed; every other seed was tuned anew (results.json has "
         "them all)"
     )
-    return table(caption, ["model", "domain", "tries", "time", "chosen"], rows)
+    return table(caption, ["model", "domain", "tries", "time", "chosen"], rows, kind="told")
 
 
 def _short(value: Any) -> str:

@@ -31,11 +31,13 @@ td small, th small { display: block; color: var(--soft); }
 .named caption { color: var(--text); font-size: 1rem; font-weight: 600; }
 /* names stay in sight while a wide table scrolls */
 th:first-child { position: sticky; left: 0; background: var(--page); }
+@media (max-width: 480px) { tbody th { white-space: normal; min-width: 8rem;
+  max-width: 9rem; } }
 .better { color: var(--better); font-weight: 600; }
 .worse { color: var(--worse); font-weight: 600; }
 .heat td { min-width: 4.5rem; }
-.text { text-align: left; white-space: normal; min-width: 16rem; }
-.bar { text-align: left; min-width: min(12rem, 20vw); }
+.told :is(th, td):last-child { text-align: left; white-space: normal; min-width: 24rem; }
+.bar { text-align: left; min-width: min(12rem, 16vw); }
 .bar span { display: inline-block; height: .8em; background: var(--mark); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr));
   gap: .5rem 1.5rem; }
