@@ -319,6 +319,26 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
         kept = times
 
 
+def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):
+    config, folder = small
+    out = {sampled: tmp_path / str(sampled) for sampled in (False, True)}
+    for sampled, place in out.items():
+        command.run(config, folder, place, models=["pop"], n_seeds=2, n_tries=1, n_processes=1,
+                    sampled=sampled)  # fmt: skip
+    assert "| sampled HR@10 | sampled NDCG@10 |" in capsys.readouterr().out
+    rows = {sampled: pl.read_parquet(place / "results.parquet") for sampled, place in out.items()}
+    more = rows[True].filter(pl.col("metric").str.starts_with("sampled_"))
+    assert set(more["metric"]) == {"sampled_hr@10", "sampled_ndcg@10"}
+    assert rows[True].join(more, on=more.columns, how="anti").equals(rows[False])
+    texts = {sampled: json.loads((place / "results.json").read_text()) for sampled, place in
+             out.items()}  # fmt: skip
+    assert texts[True]["best_alone"] == texts[False]["best_alone"]
+    for place in (out[True] / "table.md", out[True] / "table.tex", out[True] / "report.html"):
+        assert "Krichene and Rendle, KDD 2020" in place.read_text()
+    with pytest.raises(RunError, match="sampled: among 99 -> None"):
+        command.run(config, folder, out[True], models=["pop"], n_seeds=2, n_tries=1, resume=True)
+
+
 def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
     config, folder = small
     hopeless = configuration.changed(config, {"pretrain.learning_rate": 1e30})

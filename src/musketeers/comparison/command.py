@@ -40,6 +40,7 @@ def run(
     n_seeds: int,
     n_tries: int,
     n_processes: int | None = None,
+    sampled: bool = False,
     resume: bool = False,
     words: Sequence[str] = (),
 ) -> None:
@@ -55,7 +56,7 @@ def run(
     domains = readers.read(config.data, base=base).domains
     inputs = {
         **fingerprints(domains), "models": ",".join(names), "seeds": str(n_seeds),
-        "tries": str(n_tries),
+        "tries": str(n_tries), **({"sampled": "among 99"} if sampled else {}),
     }  # fmt: skip
     with RunFolder.create(
         out, configuration.dump(config), data=inputs, threads=1, command=words, resume=resume
@@ -70,7 +71,8 @@ def run(
 
             study = compare_models(
                 config, base.resolve(), out.resolve(), models=names, n_seeds=n_seeds,
-                n_tries=n_tries, n_processes=n_processes or available_threads(), on_done=on_done,
+                n_tries=n_tries, n_processes=n_processes or available_threads(), sampled=sampled,
+                on_done=on_done,
             )  # fmt: skip
         if folder.finished:
             return

@@ -17,7 +17,8 @@ from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Domains, Split
 from musketeers.data.splits import split
-from musketeers.evaluation.evaluate import PerUser, evaluate
+from musketeers.evaluation.evaluate import PerUser
+from musketeers.evaluation.sampled import measure
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -37,6 +38,8 @@ class Plan:
     out: Path
     n_tries: int
     n_threads: int
+    sampled: bool = False
+    """Whether test items are also ranked among 99 random ones."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -83,9 +86,9 @@ def run(plan: Plan, job: Job) -> None:
         seed=task.seed.child("tuning", job.model, job.domain or "all"),
     )
     metrics = {
-        name: evaluate(
-            _scorer(made), task.splits[name].test, task.splits[name].seen(),
-            n_threads=plan.n_threads,
+        name: measure(
+            _scorer(made), task.splits[name], task.seed.child("sampled", name),
+            sampled=plan.sampled, n_threads=plan.n_threads,
         )
         for name, made in tuned.made.items()
     }  # fmt: skip

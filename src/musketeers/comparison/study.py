@@ -41,17 +41,19 @@ def compare_models(
     n_seeds: int,
     n_tries: int,
     n_processes: int,
+    sampled: bool = False,
     on_done: OnDone = lambda _job, _done, _all: None,
 ) -> Study:
     """Train, tune and measure every model with every seed; what is done already is kept.
 
     Each job is one process on one thread, so results do not depend on `n_processes`.  A job that
-    fails leaves the others', and is named in `Study.failed`.
+    fails leaves the others', and is named in `Study.failed`.  With `sampled` all are also measured
+    among random items.
 
     Raises `ConfigError` for an unknown model or a number below 1.
     """
     names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
-    plan = Plan(configuration.dump(config), base, out, n_tries, n_threads=1)
+    plan = Plan(configuration.dump(config), base, out, n_tries, n_threads=1, sampled=sampled)
     waves = work.jobs_of(names, list(config.data.domains), n_seeds)
     every = [job for wave in waves for job in wave]
     failed: dict[Job, str] = {}
