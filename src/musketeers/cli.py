@@ -160,6 +160,14 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side; one for each processor by default.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What all processes may take together, such as 8G; by default nine tenths of what "
+            "is available. A model that needs more is named with what it needs; the others go on.",
+        ),
+    ] = None,
     sampled: Sampled = False,
 ) -> None:
     """Compare models honestly: same splits, same tuning budget, several seeds, tests.
@@ -176,7 +184,8 @@ def compare(
     command.run(
         settings.load(config), config.parent, out,
         models=command.chosen(models, paper=paper), n_seeds=seeds, n_tries=tune,
-        n_processes=jobs, sampled=sampled, resume=resume, words=sys.argv,
+        n_processes=jobs, memory=command.in_bytes(memory), sampled=sampled, resume=resume,
+        words=sys.argv,
     )  # fmt: skip
 
 

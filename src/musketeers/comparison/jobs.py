@@ -11,7 +11,7 @@ import numpy as np
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.models import MODELS, Task
+from musketeers.comparison.models import MODELS, Size, Task
 from musketeers.comparison.tuning import tune
 from musketeers.config import RunConfig
 from musketeers.data import readers
@@ -38,6 +38,8 @@ class Plan:
     out: Path
     n_tries: int
     n_threads: int
+    memory: int
+    """Bytes that the processes may take together."""
     sampled: bool = False
     """Whether test items are also ranked among 99 random ones."""
 
@@ -75,8 +77,9 @@ class Found:
 
 def run(plan: Plan, job: Job) -> None:
     """Do the job, unless it is done already."""
-    if (place := job.place(plan.out)).exists():
+    if is_done(plan, job):
         return
+    place = job.place(plan.out)
     model, task = MODELS[job.model], _task(plan, job)
     tuned = tune(
         lambda settings: model.fit(task, settings),
@@ -113,6 +116,11 @@ def run(plan: Plan, job: Job) -> None:
     artifacts.save(place, _KIND, tensors, about)
 
 
+def is_done(plan: Plan, job: Job) -> bool:
+    """Whether what the job finds is there already."""
+    return job.place(plan.out).exists()
+
+
 def found(out: Path, job: Job) -> Found:
     """What the job wrote, checked."""
     saved = artifacts.load(job.place(out), _KIND)
@@ -138,6 +146,19 @@ def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list
     return [[job for job in every if job not in late], late]
 
 
+def size(plan: Plan, job: Job) -> Size:
+    """How much the job is about."""
+    everything = domains(plan.config_text, plan.base)
+    names = list(everything.domains) if job.domain is None else [job.domain]
+    return Size(
+        len(everything.users),
+        tuple(len(everything.domains[name].items) for name in names),
+        sum(len(everything.domains[name].pairs) for name in names),
+        _config(plan.config_text).dim,
+        len(everything.domains),
+    )
+
+
 def _task(plan: Plan, job: Job) -> Task:
     config, splits = _config(plan.config_text), _splits(plan.config_text, plan.base, job.seed)
     looked_at = validations(splits, Seed(job.seed), n_threads=plan.n_threads)
@@ -149,6 +170,7 @@ def _task(plan: Plan, job: Job) -> Task:
         configuration.changed(config, {"seed": job.seed}),
         {name: _alone(plan.out, job.seed, name) for name in names} if starts else {},
         plan.n_threads,
+        plan.memory,
     )
 
 
@@ -183,10 +205,11 @@ def _config(text: str) -> RunConfig:
 
 
 @lru_cache(maxsize=1)
-def _domains(config_text: str, base: Path) -> Domains:
+def domains(config_text: str, base: Path) -> Domains:
+    """The data of these settings, read once in a process."""
     return readers.read(_config(config_text).data, base=base).domains
 
 
 @lru_cache(maxsize=2)
 def _splits(config_text: str, base: Path, seed: int) -> dict[str, Split]:
-    return split(_domains(config_text, base), _config(config_text).split, Seed(seed))
+    return split(domains(config_text, base), _config(config_text).split, Seed(seed))
