@@ -185,6 +185,19 @@ def test_a_seed_that_failed_leaves_the_others():
     assert found.failed == {"seed 1, cat_art, all domains": "no memory"}
 
 
+def test_a_domain_where_the_references_failed_leaves_the_others():
+    gone = {("smf", "film"), ("pop", "film")}
+    less = {key: values for key, values in FOUND.items() if key[1:] not in gone}
+    study = study_of(less, failed={Job(0, "smf", "film"): "no memory"})
+    found = results(study)
+    assert found.best_alone == {"tv": "smf"}
+    for reference in ("smf", "best"):
+        assert {domain for domain, _ in found.against[reference]["cat_art"]} == {"tv"}
+    assert len(found.cells["cat_art"]["film", "ndcg@10"].by_seed) == 2
+    for text in (tables.markdown(found), tables.latex(found), page.render(study, found)):
+        assert "film" in text
+
+
 # --- tables and files
 
 

@@ -50,7 +50,8 @@ class Results:
     cell alone.
     """
     best_alone: Mapping[str, str]
-    """Domain -> the model on own data with the best mean validation NDCG@10."""
+    """Domain -> the model on own data with the best mean validation NDCG@10; without domains where
+    all of these failed."""
     seconds: Mapping[str, float]
     """Model -> mean seconds of all tries of a seed."""
     failed: Mapping[str, str]
@@ -106,12 +107,12 @@ def _best_alone(study: Study, domains: Sequence[str]) -> dict[str, str]:
         if MODELS[job.model].sees == "own data":
             for domain, value in one.valid.items():
                 valid.setdefault((domain, job.model), []).append(value)
-    return {
-        domain: max(
-            (name for of, name in valid if of == domain), key=lambda name: mean(valid[domain, name])
-        )
-        for domain in domains
-    }
+    best: dict[str, str] = {}
+    for domain in domains:
+        # none is left where all of them failed
+        if names := [name for of, name in valid if of == domain]:
+            best[domain] = max(names, key=lambda name: mean(valid[domain, name]))
+    return best
 
 
 def _summaries(found: Mapping[str, BySeed]) -> dict[Cell, Summary]:
@@ -132,9 +133,10 @@ def _against(
     tested: dict[tuple[str, Cell], Difference] = {}
     for name, found in by_model.items():
         for domain, by_seed in found.items():
-            other = by_model[references[domain]].get(domain, {})
+            against = references.get(domain, name)
+            other = by_model[against].get(domain, {})
             seeds = sorted(set(by_seed) & set(other))
-            if references[domain] == name or not seeds:
+            if against == name or not seeds:
                 continue
             one, reference = (pool([of[seed] for seed in seeds]) for of in (by_seed, other))
             cells = compare({domain: one}, {domain: reference})
