@@ -211,6 +211,13 @@ def test_evaluate_measures_the_same_again(fitted):
     assert printed.decode().startswith(text("evaluate", path, "--threads", 1))
 
 
+def test_evaluate_also_ranks_among_random_items_if_asked(fitted):
+    shown = text("evaluate", fitted[0], "--threads", 1, "--sampled")
+    assert shown.count("Popularity") == 4
+    assert "sampled HR@10 sampled NDCG@10" in " ".join(shown.split())
+    assert "Krichene and Rendle, KDD 2020" in " ".join(shown.split())
+
+
 def rows(path, *arguments):
     return json.loads(
         text("recommend", path, "--domain", "my films", "--format", "json", *arguments)

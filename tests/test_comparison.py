@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -13,10 +17,12 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
-from musketeers.comparison import command, files, jobs, page, tables
+from musketeers import ranking
+from musketeers.comparison import command, files, jobs, models, page, tables
+from musketeers.comparison import study as study_module
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
-from musketeers.comparison.models import MODELS
+from musketeers.comparison.models import MODELS, Size, Task
 from musketeers.comparison.results import results
 from musketeers.comparison.space import Choice, Range
 from musketeers.comparison.study import Study, checked, compare_models
@@ -28,6 +34,7 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.pipeline import validations
 from musketeers.seeding import Seed
 
 # --- tuning
@@ -187,6 +194,19 @@ def test_a_seed_that_failed_leaves_the_others():
     assert found.failed == {"seed 1, cat_art, all domains": "no memory"}
 
 
+def test_a_domain_where_the_references_failed_leaves_the_others():
+    gone = {("smf", "film"), ("pop", "film")}
+    less = {key: values for key, values in FOUND.items() if key[1:] not in gone}
+    study = study_of(less, failed={Job(0, "smf", "film"): "no memory"})
+    found = results(study)
+    assert found.best_alone == {"tv": "smf"}
+    for reference in ("smf", "best"):
+        assert {domain for domain, _ in found.against[reference]["cat_art"]} == {"tv"}
+    assert len(found.cells["cat_art"]["film", "ndcg@10"].by_seed) == 2
+    for text in (tables.markdown(found), tables.latex(found), page.render(study, found)):
+        assert "film" in text
+
+
 # --- tables and files
 
 
@@ -318,14 +338,14 @@ def test_gains_by_group_are_means_over_their_users(by):
     found = results(study)
     parts = getattr(gains(study, found, trains), by)
     assert list(parts) == ["tv", "film"]
-    for domain, models in parts.items():
-        assert list(models) == ["pop", "cat_art"]
+    for domain, by_model in parts.items():
+        assert list(by_model) == ["pop", "cat_art"]
         values = [
             len(trains[domain].of(user)) if by == "by_activity"
             else sum(len(train.of(user)) > 0 for train in trains.values())
             for user in range(60)
         ]  # fmt: skip
-        for name, groups in models.items():
+        for name, groups in by_model.items():
             assert sum(group.difference.users for group in groups) == 60
             assert [one.low > other.high for one, other in pairwise(groups[::-1])] == [True] * (
                 len(groups) - 1
@@ -453,7 +473,7 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
     command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2, resume=True)
     assert contents(out) == before
     # in one process, in another folder: the same numbers
-    plan = Plan(configuration.dump(config), folder, tmp_path / "again", 2, 1)
+    plan = Plan(configuration.dump(config), folder, tmp_path / "again", 2, 1, 2**32)
     for wave in jobs.jobs_of(("smf", "cat_art"), ["tv", "film"], 1):
         for job in wave:
             jobs.run(plan, job)
@@ -476,6 +496,26 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
         kept = times
 
 
+def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):
+    config, folder = small
+    out = {sampled: tmp_path / str(sampled) for sampled in (False, True)}
+    for sampled, place in out.items():
+        command.run(config, folder, place, models=["pop"], n_seeds=2, n_tries=1, n_processes=1,
+                    sampled=sampled)  # fmt: skip
+    assert "| sampled HR@10 | sampled NDCG@10 |" in capsys.readouterr().out
+    rows = {sampled: pl.read_parquet(place / "results.parquet") for sampled, place in out.items()}
+    more = rows[True].filter(pl.col("metric").str.starts_with("sampled_"))
+    assert set(more["metric"]) == {"sampled_hr@10", "sampled_ndcg@10"}
+    assert rows[True].join(more, on=more.columns, how="anti").equals(rows[False])
+    texts = {sampled: json.loads((place / "results.json").read_text()) for sampled, place in
+             out.items()}  # fmt: skip
+    assert texts[True]["best_alone"] == texts[False]["best_alone"]
+    for place in (out[True] / "table.md", out[True] / "table.tex", out[True] / "report.html"):
+        assert "Krichene and Rendle, KDD 2020" in place.read_text()
+    with pytest.raises(RunError, match="sampled: among 99 -> None"):
+        command.run(config, folder, out[True], models=["pop"], n_seeds=2, n_tries=1, resume=True)
+
+
 def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
     config, folder = small
     hopeless = configuration.changed(config, {"pretrain.learning_rate": 1e30})
@@ -486,6 +526,153 @@ def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
     assert "learning_rate is probably too large" in study.failed[Job(0, "smf", "tv")]
     with pytest.raises(RunError, match="smf failed, and all else is measured against it: epoch 1"):
         results(study)
+
+
+def test_one_seed_that_fails_is_in_the_report_and_the_others_are_used(small, tmp_path, capsys):
+    config, folder = small
+    options = {"models": ["pop", "ease"], "n_tries": 1, "n_processes": 1}
+    command.run(config, folder, tmp_path / "good", n_seeds=2, **options)
+    # a result that cannot be written, in the second seed alone
+    out = tmp_path / "out"
+    blocked = out / "jobs" / "1" / "ease"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "compare_models", in_a_folder_with(blocked))
+        message = (
+            r"^2 of 12 jobs failed, the first: seed 1, ease, .* --resume tries the failed ones"
+        )
+        with pytest.raises(RunError, match=message):
+            command.run(config, folder, out, n_seeds=2, **options)
+    text = json.loads((out / "results.json").read_text())
+    good = json.loads((tmp_path / "good" / "results.json").read_text())
+    assert set(text["failed"]) == {"seed 1, ease, tv", "seed 1, ease, film"}
+    assert text["models"]["pop"] == good["models"]["pop"]
+    one, both = (
+        next(c for c in found["details"]["ease"]["cells"] if c["metric"] == "ndcg@10")
+        for found in (text, good)
+    )
+    assert one["by_seed"] == both["by_seed"][:1]
+    assert "seed 1, ease, tv" in (out / "report.html").read_text()
+    capsys.readouterr()
+    blocked.unlink()
+    command.run(config, folder, out, n_seeds=2, resume=True, **options)
+    again = json.loads((out / "results.json").read_text())
+    assert again["failed"] == {}
+    assert again["models"] == good["models"]
+
+
+def in_a_folder_with(blocked):
+    """`compare_models` in a folder where a file takes the place of one model's results."""
+
+    def run(*arguments, **options):
+        blocked.parent.mkdir(parents=True, exist_ok=True)
+        blocked.touch()
+        return compare_models(*arguments, **options)
+
+    return run
+
+
+# --- memory
+
+
+def size_of(made, model, *, dim):
+    splits = made.splits if model.joint else {"tv": made.splits["tv"]}
+    pairs = [len(part) for s in splits.values() for part in (s.train, s.valid, s.test)]
+    return Size(made.splits["tv"].train.n_users, tuple(s.train.n_items for s in splits.values()),
+                sum(pairs), dim, len(made.splits))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pop", "item_knn", "ease", "ials", "light_gcn", "smf", "smf_wide", "cmf", "mpf", "pooled_smf",
+     "herograph_l", "pooled_ease"],
+)  # fmt: skip
+def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
+    monkeypatch.setattr(ranking, "TILE_BYTES", 2**18)
+    monkeypatch.setattr(models, "TILE_BYTES", 2**18)
+    model = MODELS[name]
+    settings = {"max_epochs": 2} if name in ("ials", "light_gcn", "herograph_l") else {}
+    config = configuration.parse(
+        {"dim": 64, "data": {"domains": {"tv": "a", "film": "b"}},
+         "pretrain": {"max_epochs": 2, "halvings": 1}}, "test",
+    )  # fmt: skip
+    made = {n: planted(("tv", "film"), Seed(0), n_users=n, n_items=300) for n in (60, 2000)}
+    for n_users in (60, 2000):  # what is compiled or imported the first time does not count
+        splits = made[n_users].splits if model.joint else {"tv": made[n_users].splits["tv"]}
+        looked_at = validations(splits, Seed(0), n_threads=1)
+        tracemalloc.start()
+        model.fit(Task(splits, looked_at, config, {}, 1), settings)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    needed = model.needs(size_of(made[2000], model, dim=64))
+    assert 0 < peak <= needed
+
+
+def test_a_model_that_does_not_fit_says_what_it_needs_and_the_others_go_on(
+    small, tmp_path, monkeypatch
+):
+    config, folder = small
+    large = dataclasses.replace(MODELS["ease"], needs=lambda _: 10**15)
+    monkeypatch.setattr(study_module, "MODELS", {**MODELS, "ease": large})
+    study = compare_models(config, folder, tmp_path, models=["ease", "pop"], n_seeds=1, n_tries=1,
+                           n_processes=1)  # fmt: skip
+    assert {job.model for job in study.found} == {"smf", "pop"}
+    assert set(study.failed) == {Job(0, "ease", "tv"), Job(0, "ease", "film")}
+    assert study.failed[Job(0, "ease", "tv")].startswith(
+        "ease needs about 1,000,000,000,000,000 bytes beside "
+    )
+    assert not (tmp_path / "jobs" / "0" / "ease").exists()
+
+
+def test_jobs_run_beside_each_other_only_as_memory_allows(small, tmp_path, monkeypatch):
+    config, folder = small
+    lock, running, seen = threading.Lock(), [], []
+    plan = Plan(configuration.dump(config), folder, tmp_path, 1, 1, 1000)
+    needs = {0: 900, 1: 600, 2: 400, 3: 300, 4: 300, 5: 300, 6: 1100}
+
+    def run(_, job):
+        with lock:
+            running.append(job.seed)
+            seen.append(list(running))
+        time.sleep(0.02)
+        with lock:
+            running.remove(job.seed)
+
+    monkeypatch.setattr(study_module, "_run", run)
+    monkeypatch.setattr(study_module, "peak", lambda: 0)
+    monkeypatch.setattr(study_module.work, "size", lambda _, job: job.seed)
+    measured = dataclasses.replace(MODELS["pop"], needs=lambda seed: needs[seed])
+    monkeypatch.setattr(study_module, "MODELS", {"pop": measured})
+    monkeypatch.setattr(
+        study_module, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n)
+    )
+    jobs_there = [Job(seed, "pop", "tv") for seed in (5, 6, 4, 3, 2, 1, 0)]
+    ended = dict(study_module._together(plan, jobs_there, 3))
+    assert set(ended) == set(jobs_there)
+    assert {job.seed for job, failure in ended.items() if failure} == {6}
+    assert max(sum(needs[n] for n in together) for together in seen) <= 1000
+    assert [together[-1] for together in seen[:2]] == [0, 1]
+    assert max(map(len, seen)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("8G", 2**33),
+        ("512M", 2**29),
+        ("2.5 GiB", 5 * 2**29),
+        ("7", 7),
+        ("1tb", 2**40),
+        (None, None),
+    ],
+)
+def test_a_size_of_memory_can_be_typed(text, n_bytes):
+    assert command.in_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "8X", "lots", "0.1"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ConfigError, match="give a size such as 8G or 512M"):
+        command.in_bytes(text)
 
 
 @pytest.mark.parametrize(

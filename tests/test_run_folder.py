@@ -140,11 +140,31 @@ def test_other_peoples_files_are_left_alone(tmp_path):
         RunFolder.open(tmp_path)
 
 
+def test_a_folder_of_another_kind_is_refused(tmp_path, finished):
+    comparison = tmp_path / "compared"
+    with create(comparison, kind="comparison") as folder:
+        folder.finish()
+    message = f"^{comparison}: holds a comparison, made by musketeers compare; give a run's folder"
+    before = contents(comparison)
+    for attempt in (
+        lambda: RunFolder.open(comparison),
+        lambda: create(comparison, resume=True).__enter__(),
+        lambda: check_place(comparison, resume=True),
+    ):
+        with pytest.raises(RunError, match=message):
+            attempt()
+    assert contents(comparison) == before
+    message = f"^{finished}: holds a run, made by musketeers fit; give a comparison's folder"
+    with pytest.raises(RunError, match=message):
+        check_place(finished, resume=True, kind="comparison")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "is not a run's manifest"),
         ('{"format": 1, "kind": "smf", "about": {}}', "is not a run's manifest"),
+        ('{"format": 1, "kind": ["run"]}', "is not a run's manifest"),
         ('{"format": 2, "kind": "run"}', "has format 2, this version reads 1"),
         ('{"format": 1, "kind": "run", "status": "running"}', "'settings' is missing or damaged"),
     ],

@@ -21,6 +21,15 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Processors to use; all by default. Results repeat for the same number."),
 ]
+Sampled = Annotated[
+    bool,
+    typer.Option(
+        "--sampled",
+        help="Also rank each test item among 99 random ones (HR@10, NDCG@10), to stand beside "
+        "papers that do. Not comparable with the full ranking: it can put models in another order "
+        "(Krichene and Rendle, KDD 2020). Nothing is chosen by it.",
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,7 +95,7 @@ def fit(
 
 
 @app.command()
-def evaluate(run: Run, threads: Threads = None) -> None:
+def evaluate(run: Run, threads: Threads = None, sampled: Sampled = False) -> None:
     """Measure a run's saved models again on its held-out interactions.
 
     Reads the folder RUN alone, not the data it was made from. Writes nothing.
@@ -96,7 +105,7 @@ def evaluate(run: Run, threads: Threads = None) -> None:
     from musketeers import runs
     from musketeers.report import tables
 
-    tables.show(tables.of_run(runs.evaluate_run(run, threads=threads)))
+    tables.show(tables.of_run(runs.evaluate_run(run, threads=threads, sampled=sampled)))
 
 
 @app.command()
@@ -151,6 +160,15 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(help="Processes side by side; one for each processor by default.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What all processes may take together, such as 8G; by default nine tenths of what "
+            "is available. A model that needs more is named with what it needs; the others go on.",
+        ),
+    ] = None,
+    sampled: Sampled = False,
 ) -> None:
     """Compare models honestly: same splits, same tuning budget, several seeds, tests.
 
@@ -166,7 +184,8 @@ def compare(
     command.run(
         settings.load(config), config.parent, out,
         models=command.chosen(models, paper=paper), n_seeds=seeds, n_tries=tune,
-        n_processes=jobs, resume=resume, words=sys.argv,
+        n_processes=jobs, memory=command.in_bytes(memory), sampled=sampled, resume=resume,
+        words=sys.argv,
     )  # fmt: skip
 
 

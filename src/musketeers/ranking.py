@@ -98,13 +98,7 @@ def top_k(
     and scores that are not finite.
     """
     _check(scorer, users, k=k, seen=seen)
-    margins = 2 * scorer.error(users)
-    if not np.isfinite(margins).all():
-        user = users[np.flatnonzero(~np.isfinite(margins))[0]]
-        raise DataError(
-            f"the scores of user row {user} are not finite or exceed float32; the model diverged, "
-            "train it again with a lower learning rate"
-        )
+    margins = 2 * check_finite(scorer, users)
     skip = seen or _nothing(users, n_items=scorer.n_items)
     ranking = Ranking(
         np.full((len(users), k), -1, dtype=np.int32), np.full((len(users), k), np.nan)
@@ -121,6 +115,18 @@ def top_k(
 
     each(rank, n_tiles, n_threads=n_threads)
     return ranking
+
+
+def check_finite(scorer: Scorer, users: Int[np.ndarray, " user"]) -> Float64[np.ndarray, " user"]:
+    """`Scorer.error` of the users; raises `DataError` where their scores may not be finite."""
+    errors = scorer.error(users)
+    if not np.isfinite(errors).all():
+        user = users[np.flatnonzero(~np.isfinite(errors))[0]]
+        raise DataError(
+            f"the scores of user row {user} are not finite or exceed float32; the model diverged, "
+            "train it again with smaller steps or a stronger regularization"
+        )
+    return errors
 
 
 def _check(

@@ -10,9 +10,7 @@ import fcntl
 import json
 import os
 import platform
-import resource
 import shutil
-import sys
 import time
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
@@ -25,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from musketeers import artifacts
+from musketeers import artifacts, memory
 from musketeers.errors import RunError
 
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer run folder."""
 
-_KIND = "run"
+KINDS = {"run": "musketeers fit", "comparison": "musketeers compare"}
+"""What a folder may hold -> the command that writes it."""
+
 _MANIFEST = "manifest.json"
 _CONFIG = "config.toml"
 _LOCK = ".lock"
@@ -82,6 +82,8 @@ class RunFolder:
     """One run on disk; `create` opens it for writing, `open` a finished one for reading."""
 
     path: Path
+    kind: str = "run"
+    """One of `KINDS`; a folder of another kind is refused."""
 
     @classmethod
     @contextmanager
@@ -94,6 +96,7 @@ class RunFolder:
         threads: int,
         command: Sequence[str] = (),
         resume: bool = False,
+        kind: str = "run",
     ) -> "Generator[RunFolder]":
         """The folder, locked for this process until the block ends.
 
@@ -106,12 +109,12 @@ class RunFolder:
         differs; `ArtifactError` if the disk refuses.
         """
         # nothing, not even a lock, goes into a folder that is not ours
-        _check_kind(path)
+        _check_ours(path, kind)
         with artifacts.writing(path):
             path.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            check_place(path, resume=resume)
-            run = cls(path)
+            check_place(path, resume=resume, kind=kind)
+            run = cls(path, kind)
             settings = tomllib.loads(config_text)
             inputs = {"settings": settings, "data": dict(data), "threads": threads}
             if (path / _MANIFEST).exists():
@@ -124,7 +127,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """A finished run, to read.  Raises `RunError` if there is none or it is unfinished."""
+        """A finished run, to read.
+
+        Raises `RunError` if there is none, it is unfinished, or a comparison.
+        """
         if not (path / _MANIFEST).is_file():
             raise RunError(f"{path}: holds no run; give the folder of a finished one")
         run = cls(path)
@@ -138,8 +144,8 @@ class RunFolder:
         return self.manifest()["status"] == "finished"
 
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` says now; raises `RunError` if it is no run's."""
-        return _read_manifest(self.path)
+        """What `manifest.json` says now; raises `RunError` if it is of another kind."""
+        return _read_manifest(self.path, self.kind)
 
     def checkpoint(self, *job: str) -> FolderCheckpoint:
         """The place for the progress of one job, such as ``checkpoint("pretrain", "tv")``."""
@@ -167,7 +173,7 @@ class RunFolder:
         self._write(
             {
                 "format": FORMAT,
-                "kind": _KIND,
+                "kind": self.kind,
                 "status": "running",
                 "started": _now(),
                 "finished": None,
@@ -200,32 +206,32 @@ class RunFolder:
             _remove(draft)
 
     def _write(self, manifest: dict[str, Any]) -> None:
-        manifest["peak_memory_bytes"] = max(manifest["peak_memory_bytes"], _peak_memory())
+        manifest["peak_memory_bytes"] = max(manifest["peak_memory_bytes"], memory.peak())
         artifacts.write_text(self.path / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
-def check_place(path: Path, *, resume: bool) -> None:
+def check_place(path: Path, *, resume: bool, kind: str = "run") -> None:
     """Raise `RunError` unless a run may be written to `path`; touches nothing.
 
     For telling early, before the data are read; `RunFolder.create` looks again.
     """
-    _check_kind(path)
+    _check_ours(path, kind)
     if resume or not (path / _MANIFEST).exists():
         return
-    if _read_manifest(path)["status"] == "finished":
+    if _read_manifest(path, kind)["status"] == "finished":
         raise RunError(f"{path}: holds a finished run, never overwritten; choose another folder")
     raise RunError(f"{path}: holds an unfinished run; add --resume or choose another folder")
 
 
-def _check_kind(path: Path) -> None:
-    """Refuse a place that is neither free nor a run's."""
+def _check_ours(path: Path, kind: str) -> None:
+    """Refuse a place that is neither free nor of this kind."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path}: is a file; choose a folder for the run")
     if not path.exists() or all(_is_left_over(entry) for entry in path.iterdir()):
         return
     if not (path / _MANIFEST).is_file():
         raise RunError(f"{path}: holds other files; choose an empty folder or a new name")
-    _read_manifest(path)
+    _read_manifest(path, kind)
 
 
 def _is_left_over(entry: Path) -> bool:
@@ -233,7 +239,7 @@ def _is_left_over(entry: Path) -> bool:
     return entry.name == _LOCK or entry.name.startswith(artifacts.DRAFT_PREFIX)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
     file = path / _MANIFEST
     try:
         found: Any = json.loads(file.read_bytes())
@@ -241,8 +247,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or found.get("kind") != _KIND:
+    if not isinstance(found, dict) or found.get("kind") not in tuple(KINDS):
         raise RunError(f"{file}: is not a run's manifest; choose another folder")
+    if found["kind"] != kind:
+        raise RunError(
+            f"{path}: holds a {found['kind']}, made by {KINDS[found['kind']]}; give a {kind}'s "
+            f"folder, made by {KINDS[kind]}"
+        )
     if found.get("format") != FORMAT:
         raise RunError(
             f"{file}: has format {found.get('format')!r}, this version reads {FORMAT}; "
@@ -300,11 +311,6 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _now() -> str:

@@ -20,7 +20,7 @@ from musketeers.data.overlap import OverlapReport, overlap_report
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
 from musketeers.errors import ConfigError
-from musketeers.evaluation.evaluate import evaluate
+from musketeers.evaluation.sampled import measure
 from musketeers.parallel import available_threads
 from musketeers.pipeline import Models, cat_art, smf
 from musketeers.ranking import Factors
@@ -151,13 +151,20 @@ def fit(
         return _result(None, config, data, models, measured, n_threads)
 
 
-def evaluate_run(path: Path | str, *, threads: int | None = None) -> RunResult:
-    """A finished run with its metrics computed anew from the saved models; nothing is written."""
+def evaluate_run(
+    path: Path | str, *, threads: int | None = None, sampled: bool = False
+) -> RunResult:
+    """A finished run with its metrics computed anew from the saved models; nothing is written.
+
+    With `sampled` each test item is also ranked among 99 random ones.
+    """
     path, n_threads = Path(path), _thread_count(threads)
     found = open_run(path)
     with libraries_on_one_thread():
         factors = {model: load_factors(path, found, model) for model in found.metrics}
-        metrics = _measure(factors, found.splits, n_threads)
+        metrics = _measure(
+            factors, found.splits, Seed(found.config.seed), n_threads, sampled=sampled
+        )
     return replace(found, metrics=metrics)
 
 
@@ -294,7 +301,8 @@ def _result(
         "smf": {name: made.factors for name, made in models.alone.items()},
         "cat_art": {name: made.factors for name, made in models.transferred.items()},
     }
-    metrics = _measure({name: factors[name] for name in measured}, data.splits, n_threads)
+    chosen = {name: factors[name] for name in measured}
+    metrics = _measure(chosen, data.splits, Seed(config.seed), n_threads)
     best = measured[-1]
     parts = {
         name: DomainModel.of(
@@ -313,12 +321,20 @@ def _result(
 
 
 def _measure(
-    factors: Mapping[str, Mapping[str, Factors]], splits: Mapping[str, Split], n_threads: int
+    factors: Mapping[str, Mapping[str, Factors]],
+    splits: Mapping[str, Split],
+    seed: Seed,
+    n_threads: int,
+    *,
+    sampled: bool = False,
 ) -> Metrics:
     return {
         model: {
-            name: evaluate(by_domain[name], split.test, split.seen(), n_threads=n_threads)
+            name: measure(
+                by_domain[name], split, seed.child("sampled", name),
+                sampled=sampled, n_threads=n_threads,
+            )
             for name, split in splits.items()
         }
         for model, by_domain in factors.items()
-    }
+    }  # fmt: skip

@@ -131,6 +131,7 @@ def fit(
     patience: int,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Epoch], None] = ignore,
+    remedy: str = "learning_rate is probably too large, start again with a smaller one",
 ) -> History:
     """Train until `patience` epochs in a row brought nothing better; leave `model` at its best.
 
@@ -140,28 +141,28 @@ def fit(
     interrupted; a fit that was complete returns at once.  `on_epoch` hears of the epochs
     of this call only.
 
-    Raises `DivergedError` if a loss or validation value is not finite; the checkpoint then
-    still holds the epoch before.
+    Raises `DivergedError` if a loss or validation value is not finite, with the `remedy`, which
+    names settings that the model has; the checkpoint then still holds the epoch before.
     """
     progress = _Progress(model, checkpoint)
     progress.load()
     while not progress.is_complete(max_epochs, patience):
-        epoch = _run(model, len(progress.epochs))
+        epoch = _run(model, len(progress.epochs), remedy)
         progress.record(epoch)
         on_epoch(epoch)
     model.restore(progress.best)
     return History(tuple(progress.epochs))
 
 
-def _run(model: Trainable, number: int) -> Epoch:
+def _run(model: Trainable, number: int, remedy: str) -> Epoch:
     start = time.perf_counter()
-    loss = _finite(model.epoch(number), number, "training loss") if number else None
+    loss = _finite(model.epoch(number), number, "training loss", remedy) if number else None
     trained = time.perf_counter()
-    valid = _finite(model.validate(), number, "validation value")
+    valid = _finite(model.validate(), number, "validation value", remedy)
     return Epoch(number, loss, valid, trained - start, time.perf_counter() - trained)
 
 
-def _finite(value: float, number: int, what: str) -> float:
+def _finite(value: float, number: int, what: str, remedy: str) -> float:
     if math.isfinite(value):
         return float(value)
     if number == 0:
@@ -169,10 +170,7 @@ def _finite(value: float, number: int, what: str) -> float:
             f"before training: {what} is {value}; the starting weights are not usable, "
             "train the stage before again with a smaller learning_rate"
         )
-    raise DivergedError(
-        f"epoch {number}: {what} is {value}; learning_rate is probably too large, "
-        "start again with a smaller one"
-    )
+    raise DivergedError(f"epoch {number}: {what} is {value}; {remedy}")
 
 
 @dataclass(slots=True)

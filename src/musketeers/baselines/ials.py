@@ -93,6 +93,7 @@ def ials(
         patience=settings.patience,
         checkpoint=job.checkpoint("ials"),
         on_epoch=job.on_epoch,
+        remedy="regularization is probably too small, start again with a larger one",
     )
     known = split.train.known_users()
     # least squares give them 0, which ranks nothing

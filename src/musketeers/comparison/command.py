@@ -1,5 +1,6 @@
 """The whole of `musketeers compare`: a locked folder, progress, files, a last word."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.comparison import files, page
+from musketeers.comparison import jobs as work
 from musketeers.comparison.gains import gains
 from musketeers.comparison.jobs import Job
 from musketeers.comparison.models import MODELS, PAPER
@@ -16,7 +18,6 @@ from musketeers.comparison.results import results
 from musketeers.comparison.study import checked, compare_models
 from musketeers.comparison.tables import markdown
 from musketeers.config import RunConfig
-from musketeers.data import readers
 from musketeers.data.overlap import overlap_report
 from musketeers.data.splits import split
 from musketeers.errors import ConfigError, RunError
@@ -35,6 +36,20 @@ def chosen(models: str | None, *, paper: bool) -> tuple[str, ...]:
     return PAPER if paper else tuple(MODELS)
 
 
+def in_bytes(text: str | None) -> int | None:
+    """The number that ``8G``, ``512M`` or ``2.5 GiB`` means, with units of 1024; None for None.
+
+    Raises `ConfigError` for anything else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
+    n_bytes = float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ") if found else 0
+    if n_bytes < 1:
+        raise ConfigError(f"memory is {text!r}; give a size such as 8G or 512M")
+    return int(n_bytes)
+
+
 def run(
     config: RunConfig,
     base: Path,
@@ -44,6 +59,8 @@ def run(
     n_seeds: int,
     n_tries: int,
     n_processes: int | None = None,
+    memory: int | None = None,
+    sampled: bool = False,
     resume: bool = False,
     words: Sequence[str] = (),
 ) -> None:
@@ -55,14 +72,20 @@ def run(
     names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
     if n_processes is not None and n_processes < 1:
         raise ConfigError(f"jobs is {n_processes}; use 1 or more")
-    check_place(out, resume=resume)
-    reading = readers.read(config.data, base=base)
+    check_place(out, resume=resume, kind="comparison")
+    reading = work.reading(configuration.dump(config), base.resolve())
     inputs = {
         **fingerprints(reading.domains), "models": ",".join(names), "seeds": str(n_seeds),
-        "tries": str(n_tries),
+        "tries": str(n_tries), **({"sampled": "among 99"} if sampled else {}),
     }  # fmt: skip
     with RunFolder.create(
-        out, configuration.dump(config), data=inputs, threads=1, command=words, resume=resume
+        out,
+        configuration.dump(config),
+        data=inputs,
+        threads=1,
+        command=words,
+        resume=resume,
+        kind="comparison",
     ) as folder:
         with _progress() as live:
             task = live.add_task("", total=None)
@@ -74,7 +97,8 @@ def run(
 
             study = compare_models(
                 config, base.resolve(), out.resolve(), models=names, n_seeds=n_seeds,
-                n_tries=n_tries, n_processes=n_processes or available_threads(), on_done=on_done,
+                n_tries=n_tries, n_processes=n_processes or available_threads(), memory=memory,
+                sampled=sampled, on_done=on_done,
             )  # fmt: skip
         if folder.finished:
             return

@@ -12,13 +12,15 @@ from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.models import MODELS, Made, Task
+from musketeers.comparison.models import MODELS, Made, Size, Task
 from musketeers.comparison.tuning import tune
 from musketeers.config import RunConfig
 from musketeers.data import readers
-from musketeers.data.domains import Domains, Split
+from musketeers.data.domains import Split
+from musketeers.data.readers import Reading
 from musketeers.data.splits import split
-from musketeers.evaluation.evaluate import KS, PerUser, evaluate
+from musketeers.evaluation.evaluate import PerUser, evaluate
+from musketeers.evaluation.sampled import measure
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -38,6 +40,10 @@ class Plan:
     out: Path
     n_tries: int
     n_threads: int
+    memory: int
+    """Bytes that the processes may take together."""
+    sampled: bool = False
+    """Whether test items are also ranked among 99 random ones."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,8 +90,9 @@ class Found:
 
 def run(plan: Plan, job: Job) -> None:
     """Do the job, unless it is done already."""
-    if (place := job.place(plan.out)).exists():
+    if is_done(plan, job):
         return
+    place = job.place(plan.out)
     model, task = MODELS[job.model], _task(plan, job)
     tuned = tune(
         lambda settings: model.fit(task, settings),
@@ -95,7 +102,13 @@ def run(plan: Plan, job: Job) -> None:
         seed=task.seed.child("tuning", job.model, job.domain or "all"),
     )
     made = tuned.made
-    metrics = {name: _measured(task, name, one.scorer, ks=KS) for name, one in made.items()}
+    metrics = {
+        name: measure(
+            one.scorer, task.splits[name], task.seed.child("sampled", name),
+            sampled=plan.sampled, n_threads=plan.n_threads,
+        )
+        for name, one in made.items()
+    }  # fmt: skip
     about = {
         "domains": list(metrics),
         "metrics": list(next(iter(metrics.values())).values),
@@ -107,6 +120,11 @@ def run(plan: Plan, job: Job) -> None:
     with artifacts.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
+
+
+def is_done(plan: Plan, job: Job) -> bool:
+    """Whether what the job finds is there already."""
+    return job.place(plan.out).exists()
 
 
 def found(out: Path, job: Job) -> Found:
@@ -142,6 +160,19 @@ def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list
     return [[job for job in every if job not in late], late]
 
 
+def size(plan: Plan, job: Job) -> Size:
+    """How much the job is about."""
+    everything = reading(plan.config_text, plan.base).domains
+    names = list(everything.domains) if job.domain is None else [job.domain]
+    return Size(
+        len(everything.users),
+        tuple(len(everything.domains[name].items) for name in names),
+        sum(len(everything.domains[name].pairs) for name in names),
+        _config(plan.config_text).dim,
+        len(everything.domains),
+    )
+
+
 def _task(plan: Plan, job: Job) -> Task:
     config, splits = _config(plan.config_text), _splits(plan.config_text, plan.base, job.seed)
     looked_at = validations(splits, Seed(job.seed), n_threads=plan.n_threads)
@@ -153,6 +184,7 @@ def _task(plan: Plan, job: Job) -> Task:
         configuration.changed(config, {"seed": job.seed}),
         {name: _alone(plan.out, job.seed, name) for name in names} if starts else {},
         plan.n_threads,
+        plan.memory,
     )
 
 
@@ -179,9 +211,8 @@ def _tensors(task: Task, made: Made, metrics: Mapping[str, PerUser]) -> dict[str
     for n, (name, one) in enumerate(made.items()):
         tensors[f"users_{n}"] = metrics[name].users
         tensors[f"values_{n}"] = np.stack(list(metrics[name].values.values()))
-        hidden = [_measured(task, name, hide(), ks=(10,)) for hide in one.without.values()]
-        if hidden:
-            tensors[f"hidden_{n}"] = np.stack([found.values["ndcg@10"] for found in hidden])
+        if hidden := [_ndcg(task, name, hide()) for hide in one.without.values()]:
+            tensors[f"hidden_{n}"] = np.stack(hidden)
         if start := one.start:  # of one domain alone
             tensors["user_vectors"] = start.factors.users
             tensors["item_vectors"] = start.factors.items
@@ -189,9 +220,10 @@ def _tensors(task: Task, made: Made, metrics: Mapping[str, PerUser]) -> dict[str
     return tensors
 
 
-def _measured(task: Task, name: str, scorer: Scorer, *, ks: Sequence[int]) -> PerUser:
+def _ndcg(task: Task, name: str, scorer: Scorer) -> Float64[np.ndarray, " user"]:
     split = task.splits[name]
-    return evaluate(scorer, split.test, split.seen(), ks=ks, n_threads=task.n_threads)
+    found = evaluate(scorer, split.test, split.seen(), ks=(10,), n_threads=task.n_threads)
+    return found.values["ndcg@10"]
 
 
 def _valid(task: Task, made: Made) -> dict[str, float]:
@@ -207,10 +239,11 @@ def _config(text: str) -> RunConfig:
 
 
 @lru_cache(maxsize=1)
-def _domains(config_text: str, base: Path) -> Domains:
-    return readers.read(_config(config_text).data, base=base).domains
+def reading(config_text: str, base: Path) -> Reading:
+    """The data of these settings, read once in a process."""
+    return readers.read(_config(config_text).data, base=base)
 
 
 @lru_cache(maxsize=2)
 def _splits(config_text: str, base: Path, seed: int) -> dict[str, Split]:
-    return split(_domains(config_text, base), _config(config_text).split, Seed(seed))
+    return split(reading(config_text, base).domains, _config(config_text).split, Seed(seed))

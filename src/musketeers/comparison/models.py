@@ -8,7 +8,7 @@ from typing import Any, Literal
 from musketeers import controls
 from musketeers.art.train import Transferred, served
 from musketeers.baselines.cmf import CmfSettings, cmf
-from musketeers.baselines.ease import EaseSettings, PooledEaseSettings, ease, pooled_ease
+from musketeers.baselines.ease import MAX_BYTES, EaseSettings, PooledEaseSettings, ease, pooled_ease
 from musketeers.baselines.graph_bpr import GraphSettings
 from musketeers.baselines.herograph import SETTINGS as HEROGRAPH
 from musketeers.baselines.herograph import herograph_l
@@ -26,10 +26,13 @@ from musketeers.exchange import UserEmbeddings
 from musketeers.pipeline import art, exchanged, smf
 from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.protocols import Scorer
+from musketeers.ranking import TILE_BYTES
 from musketeers.seeding import Seed
 from musketeers.training import History, Unwatched
 
 Sees = Literal["own data", "user embeddings", "all raw data"]
+_MOST_NEIGHBORS = 500
+
 Settings = Mapping[str, Any]
 
 
@@ -66,11 +69,59 @@ class Task:
     alone: Mapping[str, Pretrained]
     """The tuned SMF of every domain, for models that start from it; else empty."""
     n_threads: int
+    max_bytes: int = MAX_BYTES
+    """What a training may take, for models that refuse to take more."""
 
     @property
     def seed(self) -> Seed:
         """The root of all random streams of the job."""
         return Seed(self.config.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much one training is about; enough to tell what memory it needs."""
+
+    n_users: int
+    n_items: tuple[int, ...]
+    """Of each domain that is trained."""
+    n_pairs: int
+    """Of these domains together."""
+    dim: int
+    n_domains: int
+    """Of all domains, trained or not."""
+
+
+Needs = Callable[[Size], int]
+"""A bound of the bytes that a training takes beside the data, tuning and measuring included."""
+
+
+def _vectors(tables: int) -> Needs:
+    """So many tables of vectors, one row for each user and item of each domain."""
+
+    def needs(size: Size) -> int:
+        rows = sum(size.n_users + n_items for n_items in size.n_items)
+        return 2 * TILE_BYTES + 4 * tables * size.dim * rows + 64 * size.n_pairs
+
+    return needs
+
+
+_FACTORS = _vectors(8)
+
+
+def _wide_vectors(size: Size) -> int:
+    return _FACTORS(replace(size, dim=size.dim * size.n_domains))
+
+
+def _squares(size: Size) -> int:
+    """The inverse (8 bytes a cell), its weights, and those of the best try (4 each)."""
+    return 2 * TILE_BYTES + 16 * sum(size.n_items) ** 2 + 64 * size.n_pairs
+
+
+def _neighbors(size: Size) -> int:
+    """As `item_knn` says, for the most neighbours that are tried, and the best try's own."""
+    kept = sum(n_items * min(n_items, _MOST_NEIGHBORS) for n_items in size.n_items)
+    return 2 * TILE_BYTES + 48 * kept + 64 * size.n_pairs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +138,7 @@ class Model:
     starts_from_smf: bool = False
     control: bool = False
     """Whether it is there to explain others' gains, and never the best of its kind."""
+    needs: Needs = _FACTORS
 
 
 # 1. Models of one domain
@@ -102,7 +154,7 @@ def _item_knn(task: Task, settings: Settings) -> Made:
 
 
 def _ease(task: Task, settings: Settings) -> Made:
-    chosen = EaseSettings(**settings)
+    chosen = EaseSettings(**settings, max_bytes=task.max_bytes)
     return {name: Fitted(ease(split, chosen)) for name, split in task.splits.items()}
 
 
@@ -187,7 +239,7 @@ def _pooled_ease(task: Task, settings: Settings) -> Made:
     found: dict[str, Fitted] = {}
     for name in task.splits:
         weights = {source: weight for source in task.splits if source != name}
-        chosen = PooledEaseSettings(source_weights=weights, **own)
+        chosen = PooledEaseSettings(source_weights=weights, max_bytes=task.max_bytes, **own)
         found[name] = Fitted(pooled_ease(task.splits, name, chosen))
     return found
 
@@ -318,31 +370,34 @@ def _ablation(space: Space, **fixed: Any) -> Model:
     return Model("user embeddings", fit, space, joint=True, starts_from_smf=True)
 
 
-def _control(sees: Sees, fit: Callable[[Task, Settings], Made], space: Space) -> Model:
-    return Model(sees, fit, space, joint=True, starts_from_smf=True, control=True)
+def _control(
+    sees: Sees, fit: Callable[[Task, Settings], Made], space: Space, needs: Needs = _FACTORS
+) -> Model:
+    return Model(sees, fit, space, joint=True, starts_from_smf=True, control=True, needs=needs)
 
 
 MODELS: Mapping[str, Model] = {
     "pop": Model("own data", _pop),
     "item_knn": Model(
         "own data", _item_knn,
-        {"neighbors": Range(10, 500), "shrinkage": Range(0.1, 100.0),
-         "activity_power": Range(0.0, 1.5, log=False)},
+        {"neighbors": Range(10, _MOST_NEIGHBORS), "shrinkage": Range(0.1, 100.0),
+         "activity_power": Range(0.0, 1.5, log=False)}, needs=_neighbors,
     ),
-    "ease": Model("own data", _ease, {"regularization": Range(3.0, 3000.0)}),
+    "ease": Model("own data", _ease, {"regularization": Range(3.0, 3000.0)}, needs=_squares),
     "ials": Model(
         "own data", _ials,
         {"unobserved_weight": Range(0.02, 0.5), "regularization": Range(3e-3, 5e-2)},
     ),
     "light_gcn": Model(
-        "own data", _light_gcn, {**_GRAPH, "regularization": Range(1e-4, 1e-2)}
+        "own data", _light_gcn, {**_GRAPH, "regularization": Range(1e-4, 1e-2)}, needs=_vectors(18)
     ),
     "smf": Model("own data", _smf, _BPR),
-    "smf_wide": Model("own data", _wide_smf, _BPR),
+    "smf_wide": Model("own data", _wide_smf, _BPR, needs=_wide_vectors),
     "cmf": Model("all raw data", _cmf, _BPR, joint=True),
     "mpf": Model("all raw data", _mpf, {**_BPR, "own_strength": Range(0.3, 10.0)}, joint=True),
     "herograph_l": Model(
-        "all raw data", _herograph_l, {**_GRAPH, "regularization": Range(3e-3, 0.1)}, joint=True
+        "all raw data", _herograph_l, {**_GRAPH, "regularization": Range(3e-3, 0.1)}, joint=True,
+        needs=_vectors(24),
     ),
     "smf_ae": _ablation(_ART, cat__loss="reconstruction", art__sources="none"),
     "smf_cat": _ablation({**_ART, **_CONTRAST}, art__sources="none"),
@@ -352,11 +407,12 @@ MODELS: Mapping[str, Model] = {
     "cat_art": _ablation(_WHOLE),
     "items_control": _control("own data", _items_control, _ART),
     "cat_art_shuffled": _control("user embeddings", _shuffled, _WHOLE),
-    "cat_art_noise": _control("user embeddings", _with_noise, _WHOLE),
+    "cat_art_noise": _control("user embeddings", _with_noise, _WHOLE, needs=_vectors(16)),
     "pooled_smf": Model("all raw data", _pooled_smf, _BPR, joint=True),
     "pooled_ease": Model(
         "all raw data", _pooled_ease,
         {"regularization": Range(10.0, 3000.0), "source_weight": Range(0.05, 1.0)}, joint=True,
+        needs=_squares,
     ),
 }  # fmt: skip
 """By the name in options and files."""

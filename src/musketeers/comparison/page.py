@@ -35,6 +35,7 @@ from musketeers.report.words import (
     metric_name,
     model_name,
     percent,
+    warning,
 )
 
 Curves = Sequence[Sequence[float]]
@@ -82,7 +83,7 @@ def _results(results: Results) -> str:
         "▲ ▼ significantly better or worse than SMF, the domain alone: paired t-test over users, "
         "corrected (Holm) for the whole comparison, p &lt; .05. ▼ is negative transfer."
     )
-    return f'<p class="soft">{note}</p>' + "".join(tables)
+    return f'<p class="soft">{note} {warning(results.metrics)}</p>' + "".join(tables)
 
 
 def _domain_table(results: Results, domain: str) -> str:

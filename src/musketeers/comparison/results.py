@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from musketeers.comparison.models import MODELS, Sees
 from musketeers.comparison.study import Study
 from musketeers.errors import RunError
-from musketeers.evaluation.compare import Cell, Difference, compare, holm, pool
+from musketeers.evaluation.compare import Cell, Difference, compare, corrected_together, pool
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.seeding import Seed
 
@@ -46,12 +46,14 @@ class Results:
     """Reference (``smf``, ``best``) -> model -> (domain, metric) -> the difference.
 
     Tested over users, each user's mean over the seeds, corrected (Holm) for all models and cells
-    of a reference; the interval is a bootstrap's over users, of the cell alone.
+    of a reference, sampled metrics by themselves; the interval is a bootstrap's over users, of the
+    cell alone.
     """
     valid: Mapping[str, Mapping[str, float]]
     """Model -> domain -> mean validation NDCG@10."""
     best_alone: Mapping[str, str]
-    """Domain -> the model on own data with the best mean validation NDCG@10; no control."""
+    """Domain -> the model on own data with the best mean validation NDCG@10, no control; without
+    domains where all of these failed."""
     seconds: Mapping[str, float]
     """Model -> mean seconds of all tries of a seed."""
     failed: Mapping[str, str]
@@ -161,7 +163,8 @@ def _against(
             for cell, difference in cells.items():
                 low, high = reach[cell[1]]
                 tested[name, cell] = replace(difference, low=low, high=high)
-    corrected = holm(np.array([one.p for one in tested.values()], dtype=np.float64))
+    p_values = np.array([one.p for one in tested.values()], dtype=np.float64)
+    corrected = corrected_together([cell for _, cell in tested], p_values)
     together: dict[str, dict[Cell, Difference]] = {name: {} for name in by_model}
     for ((name, cell), one), p in zip(tested.items(), corrected.tolist(), strict=True):
         together[name][cell] = replace(one, p_corrected=p, significant=p < 0.05)

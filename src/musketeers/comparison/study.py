@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +13,7 @@ from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.models import MODELS
 from musketeers.config import RunConfig
 from musketeers.errors import ConfigError, MusketeersError
+from musketeers.memory import available, peak
 from musketeers.runs import libraries_on_one_thread
 
 OnDone = Callable[[Job, int, int], None]
@@ -41,17 +42,24 @@ def compare_models(
     n_seeds: int,
     n_tries: int,
     n_processes: int,
+    memory: int | None = None,
+    sampled: bool = False,
     on_done: OnDone = lambda _job, _done, _all: None,
 ) -> Study:
     """Train, tune and measure every model with every seed; what is done already is kept.
 
-    Each job is one process on one thread, so results do not depend on `n_processes`.  A job that
-    fails leaves the others', and is named in `Study.failed`.
+    Each job is one process on one thread, so results do not depend on `n_processes`.  At most
+    `memory` bytes are taken together, by default nine tenths of what is available: a large job
+    runs beside fewer others, and one that needs more fails before it starts, with the number.  A
+    job that fails leaves the others', and is named in `Study.failed`.  With `sampled` all are also
+    measured among random items.
 
     Raises `ConfigError` for an unknown model or a number below 1.
     """
     names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
-    plan = Plan(configuration.dump(config), base, out, n_tries, n_threads=1)
+    plan = Plan(
+        configuration.dump(config), base, out, n_tries, 1, memory or available() * 9 // 10, sampled
+    )
     waves = work.jobs_of(names, list(config.data.domains), n_seeds)
     every = [job for wave in waves for job in wave]
     failed: dict[Job, str] = {}
@@ -70,12 +78,39 @@ def _together(
     plan: Plan, jobs: Sequence[Job], n_processes: int
 ) -> Generator[tuple[Job, str | None]]:
     """Each job as it ends, and why if it failed."""
+    # a process reads the data as this one did, so what this one has held is what each will hold
+    each = peak()
+    needs = {
+        job: 0 if work.is_done(plan, job) else each + MODELS[job.model].needs(work.size(plan, job))
+        for job in jobs
+    }
+    for job in jobs:
+        if needs[job] > plan.memory:
+            yield job, _too_large(job, needs[job] - each, each, plan.memory)
+    # the large ones first: later there would be idle processes, which keep their memory
+    share = plan.memory // n_processes
+    waiting = [job for job in jobs if needs[job] <= plan.memory]
+    waiting.sort(key=lambda job: -max(needs[job], share))
     # a fresh interpreter each: threads and compiled code do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
-        running = {pool.submit(_run, plan, job): job for job in jobs}
-        for future in as_completed(running):
-            yield running[future], future.result()
+        running: dict[Future[str | None], Job] = {}
+        while waiting or running:
+            left = plan.memory - sum(needs[job] for job in running.values())
+            while waiting and len(running) < n_processes and needs[waiting[0]] <= left:
+                job = waiting.pop(0)
+                left -= needs[job]
+                running[pool.submit(_run, plan, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+
+
+def _too_large(job: Job, needed: int, each: int, memory: int) -> str:
+    return (
+        f"{job.model} needs about {needed:,} bytes beside {each:,} of its process, more than the "
+        f"{memory:,} there are; give more (--memory), keep fewer items (data.min_item), or leave "
+        "it out"
+    )
 
 
 def _run(plan: Plan, job: Job) -> str | None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from musketeers.comparison.results import REFERENCE, Results, Summary
 from musketeers.evaluation.compare import Cell
-from musketeers.report.words import metric_name, model_name
+from musketeers.report.words import metric_name, model_name, warning
 
 Place = Literal["first", "second", ""]
 Styled = Callable[[Summary, Place, bool], str]
@@ -98,5 +98,5 @@ def _note(results: Results) -> str:
         f"In %, mean{' and standard deviation' if n_seeds > 1 else ''} over {n_seeds} seed"
         f"{'s' if n_seeds > 1 else ''}; best of a domain in bold, second underlined; an arrow down "
         "marks a model significantly worse than SMF, the domain alone (paired t-test over users, "
-        "corrected by Holm for the whole table, p < .05)."
-    )
+        f"corrected by Holm for the whole table, p < .05). {warning(results.metrics)}"
+    ).rstrip()

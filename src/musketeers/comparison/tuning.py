@@ -69,6 +69,8 @@ def tune(
             tries.append(Try(settings, valid, time.perf_counter() - start))
             if best is None or valid > (best[0].valid or 0):
                 best = tries[-1], made
+            # a model that lost does not take memory while the next one trains
+            del made
         if propose and trial:
             _tell(propose, trial, tries[-1])
     if best is None:

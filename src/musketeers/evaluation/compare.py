@@ -18,6 +18,7 @@ from scipy.special import stdtr, stdtrit
 
 from musketeers.errors import DataError
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.evaluation.sampled import PREFIX
 
 Cell = tuple[str, str]
 """Domain and metric, such as ``("books", "ndcg@10")``."""
@@ -65,7 +66,8 @@ def compare(a: Mapping[str, PerUser], b: Mapping[str, PerUser]) -> dict[Cell, Di
         )
     pairs = {cell: pair for domain in a for cell, pair in _cells(domain, a[domain], b[domain])}
     tests = {cell: _paired_test(one - other) for cell, (one, other) in pairs.items()}
-    corrected = holm(np.array([p for _, _, p in tests.values()], dtype=np.float64))
+    p_values = np.array([p for _, _, p in tests.values()], dtype=np.float64)
+    corrected = corrected_together(list(pairs), p_values)
     return {
         cell: _difference(pairs[cell], tests[cell], float(p_corrected))
         for cell, p_corrected in zip(pairs, corrected, strict=True)
@@ -99,6 +101,20 @@ def pool(seeds: Sequence[PerUser]) -> PerUser:
         for name in seeds[0].values
     }
     return PerUser(users, values)
+
+
+def corrected_together(
+    cells: Sequence[Cell], p_values: Float64[np.ndarray, " cell"]
+) -> Float64[np.ndarray, " cell"]:
+    """Holm's correction of the cells' p-values, those of sampled metrics by themselves.
+
+    So to ask for sampled metrics changes no other mark.
+    """
+    sampled = np.array([metric.startswith(PREFIX) for _, metric in cells], dtype=bool)
+    corrected = np.empty(len(cells))
+    for kind in (sampled, ~sampled):
+        corrected[kind] = holm(p_values[kind])
+    return corrected
 
 
 def holm(p_values: Float64[np.ndarray, " cell"]) -> Float64[np.ndarray, " cell"]:

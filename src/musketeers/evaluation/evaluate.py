@@ -32,6 +32,15 @@ class PerUser:
         means = {name: _mean(values) for name, values in self.values.items()}
         return {"users": len(self.users), **means}
 
+    def joined(self, other: "PerUser") -> "PerUser":
+        """These metrics and those of `other`.  Raises `DataError` unless the users are the same."""
+        if not np.array_equal(self.users, other.users):
+            raise DataError(
+                f"metrics are of {len(self.users)} and {len(other.users)} users, not all the "
+                "same; measure both on one split"
+            )
+        return PerUser(self.users, {**self.values, **other.values})
+
 
 def evaluate(
     scorer: Scorer,
@@ -48,7 +57,7 @@ def evaluate(
     """
     if not ks or min(ks) < 1:
         raise DataError(f"ks is {list(ks)}; name at least one list length, each 1 or more")
-    _check_tables(test, seen)
+    check_tables(test, seen)
     users = np.flatnonzero(test.known_users())
     n_relevant = test.counts()[users]
     ranking = top_k(scorer, users, k=max(ks), seen=seen, n_threads=n_threads)
@@ -73,7 +82,7 @@ def validation_ndcg(
 
     Users without a validation item do not count.  Raises `DataError` if nobody is left.
     """
-    _check_tables(valid, seen)
+    check_tables(valid, seen)
     counted = users[valid.known_users()[users]]
     if not len(counted):
         raise DataError(
@@ -124,7 +133,8 @@ def _frame(
     )  # fmt: skip
 
 
-def _check_tables(held_out: Interactions, seen: Interactions) -> None:
+def check_tables(held_out: Interactions, seen: Interactions) -> None:
+    """Raise `DataError` unless both are of the same users and items."""
     shapes = [(table.n_users, table.n_items) for table in (held_out, seen)]
     if shapes[0] != shapes[1]:
         raise DataError(

@@ -16,6 +16,7 @@ from rich.text import Text
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.evaluation.sampled import PREFIX
 from musketeers.report.words import (
     LEGEND,
     headline,
@@ -24,6 +25,7 @@ from musketeers.report.words import (
     number,
     percent,
     printable,
+    warning,
 )
 from musketeers.results import RunResult
 
@@ -51,9 +53,25 @@ def comparison(
 ) -> RenderableType:
     """Every model in every domain; below them CAT-ART's relative difference to SMF.
 
-    Users are those with a test item.  Without differences (one model alone) no headline.
+    Users are those with a test item.  Sampled metrics have a table of their own.  Without
+    differences (one model alone) no headline.
     """
     names = _metric_names(metrics)
+    sampled = [name for name in names if name.startswith(PREFIX)]
+    full = [name for name in names if name not in sampled]
+    parts: list[RenderableType] = [_metrics(metrics, differences, full)]
+    if sampled:
+        parts += [_metrics(metrics, differences, sampled), Text(warning(sampled), style="dim")]
+    if differences:
+        parts += [Text(headline(differences)), Text(LEGEND, style="dim")]
+    return Group(*parts)
+
+
+def _metrics(
+    metrics: Mapping[str, Mapping[str, PerUser]],
+    differences: Mapping[Cell, Difference],
+    names: Sequence[str],
+) -> Table:
     table = _table("", "users", *map(metric_name, names), gap=0)
     table.columns[0].min_width = _LABEL
     for domain in _domains(metrics):
@@ -67,10 +85,7 @@ def comparison(
         if found := [differences[domain, m] for m in names if (domain, m) in differences]:
             table.add_row("  difference", "", *map(_difference, found), end_section=True)
         table.add_section()
-    parts: list[RenderableType] = [table]
-    if differences:
-        parts += [Text(headline(differences)), Text(LEGEND, style="dim")]
-    return Group(*parts)
+    return table
 
 
 def of_run(result: RunResult) -> RenderableType:

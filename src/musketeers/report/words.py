@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from musketeers.evaluation.compare import Cell, Difference
+from musketeers.evaluation.sampled import PREFIX
 
 HEADLINE_METRIC = "ndcg@10"
 LEGEND = (
@@ -35,8 +36,18 @@ _MODELS = {
     "pooled_smf": "Pooled SMF",
     "pooled_ease": "Pooled EASE",
 }
-_METRICS = {"precision": "Prec", "recall": "Rec", "ndcg": "NDCG"}
+_METRICS = {
+    "precision": "Prec",
+    "recall": "Rec",
+    "ndcg": "NDCG",
+    "sampled_hr": "sampled HR",
+    "sampled_ndcg": "sampled NDCG",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_SAMPLED = (
+    "Sampled: each test item among 99 random ones; not comparable with the full ranking, and no "
+    "ground to choose a model (Krichene and Rendle, KDD 2020)."
+)
 
 
 def model_name(model: str) -> str:
@@ -52,6 +63,11 @@ def metric_name(metric: str) -> str:
     """
     name, _, k = metric.partition("@")
     return f"{_METRICS.get(name, name)}@{k}"
+
+
+def warning(metrics: Iterable[str]) -> str:
+    """What to keep in mind with these metrics; empty if nothing."""
+    return _SAMPLED if any(name.startswith(PREFIX) for name in metrics) else ""
 
 
 def number(value: float) -> str:

@@ -1,0 +1,55 @@
+"""How much memory there is, and how much this process has had."""
+
+import resource
+import sys
+from os import sysconf
+from pathlib import Path
+
+_PROC = Path("/proc")
+_GROUPS = Path("/sys/fs/cgroup")
+_FILES = (
+    ("", "memory.max", "memory.current"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Of control groups, version 2 and 1: folder, limit, use."""
+
+
+def available(proc: Path = _PROC, groups: Path = _GROUPS) -> int:
+    """Bytes that new processes can have without swapping; a container's limit counts.
+
+    Where the system does not tell what is free (macOS), half of what the machine has.
+    """
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        (free,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError):
+        return sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES") // 2
+    return min([1024 * free, *_left_in_groups(proc, groups)])
+
+
+def peak() -> int:
+    """The most bytes that this process has held."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
+
+
+def _left_in_groups(proc: Path, groups: Path) -> list[int]:
+    """What each group that this process is in, up to the outermost, leaves it."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    left: list[int] = []
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        for folder, limit, used in _FILES:
+            if folder not in kinds.split(","):
+                continue
+            inner = Path(path.lstrip("/"))
+            for group in (inner, *inner.parents):
+                place = groups / folder / group
+                try:
+                    left.append(int((place / limit).read_text()) - int((place / used).read_text()))
+                except (OSError, ValueError):  # no such group in here, or "max"
+                    continue
+    return left

@@ -1,0 +1,50 @@
+"""What memory there is: made-up systems, and this one."""
+
+import pytest
+
+from musketeers import memory
+
+GIB = 2**30
+
+
+def system(folder, *, free=10 * GIB, groups="", files=None):
+    """Folders like /proc and /sys/fs/cgroup."""
+    (folder / "proc" / "self").mkdir(parents=True)
+    (folder / "proc" / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {free // 1024} kB\n")
+    (folder / "proc" / "self" / "cgroup").write_text(groups)
+    for name, content in (files or {}).items():
+        place = folder / "groups" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{content}\n")
+    return folder / "proc", folder / "groups"
+
+
+def test_without_a_limit_it_is_what_the_system_says(tmp_path):
+    assert memory.available(*system(tmp_path)) == 10 * GIB
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/\n", {"memory.max": 4 * GIB, "memory.current": GIB}, 3),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/b/memory.current": GIB,
+                       "a/memory.max": 2 * GIB, "a/memory.current": GIB}, 1),
+        ("9:cpu:/\n4:memory:/pod\n0::/\n",
+         {"memory/pod/memory.limit_in_bytes": 3 * GIB, "memory/pod/memory.usage_in_bytes": GIB}, 2),
+        ("4:memory:/host/pod\n",
+         {"memory/memory.limit_in_bytes": 6 * GIB, "memory/memory.usage_in_bytes": GIB}, 5),
+        ("0::/\n", {"memory.max": 99 * GIB, "memory.current": GIB}, 10),
+    ],
+)  # fmt: skip
+def test_the_tightest_limit_of_a_container_counts(tmp_path, groups, files, left):
+    assert memory.available(*system(tmp_path, groups=groups, files=files)) == left * GIB
+
+
+def test_a_system_that_does_not_tell_has_half_of_its_memory(tmp_path):
+    assert memory.available(tmp_path, tmp_path) >= 2**28
+
+
+def test_this_process_has_held_some_memory():
+    held = memory.peak()
+    assert held > 2**20
+    assert memory.peak() >= held
