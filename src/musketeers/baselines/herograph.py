@@ -35,7 +35,11 @@ class HeroGraphLSettings:
 class HeroGraphSettings:
     """How HeroGRAPH learns, and the memory to stay within."""
 
-    graph: GraphSettings = field(default_factory=lambda: GraphSettings(layers=1))
+    graph: GraphSettings = field(
+        default_factory=lambda: GraphSettings(
+            layers=1, regularization=0.05, init_scale=0.3, batch_size=16384
+        )
+    )
     """Of all; its `regularization` is for the vectors that the shared graph makes."""
     own_regularization: float = 0.02
     """L2 strength on the domains' own vectors."""
