@@ -37,7 +37,7 @@ class HeroGraphSettings:
 
     graph: GraphSettings = field(
         default_factory=lambda: GraphSettings(
-            layers=1, regularization=0.05, init_scale=0.3, batch_size=16384
+            layers=1, regularization=0.02, init_scale=0.3, batch_size=32768
         )
     )
     """Of all; its `regularization` is for the vectors that the shared graph makes."""
@@ -81,12 +81,13 @@ def herograph(
     neighbours with attention.  That is what is told of HeroGRAPH (Cui et al., 2020); its paper was
     not at hand, so the form of the attention, the score and the settings are inferred.
 
-    A step encodes the whole graph, at a cost of 5 dim^2 + 3 dim neighbours multiplications for
+    A step encodes the whole graph, at a cost of 4 dim^2 + 3 dim neighbours multiplications for
     each node and layer, and twice as much on the way back.  Memory, however many neighbours a node
     has: 140 bytes a training pair; for each dimension, 64 bytes and 20 more a layer for each
-    node of the shared graph, and 40 for each user and item of each domain; and 4 bytes for each
-    neighbour sampled.  Raises `ConfigError` where that exceeds `max_bytes`, and `DataError` where
-    domains do not match.  Encodes on one thread; bitwise repeatable for one number of BLAS threads.
+    node of the shared graph, 40 for each user and item of each domain and 16 for each pair of a
+    batch; and 4 bytes for each neighbour sampled.  Raises `ConfigError` where that exceeds
+    `max_bytes`, and `DataError` where domains do not match.  Encodes on one thread; bitwise
+    repeatable for one number of BLAS threads.
     """
     trains = list(joint.trains(splits, validations).values())
     _check_memory(trains, settings, dim)
@@ -167,8 +168,9 @@ def _check_memory(trains: Sequence[Interactions], settings: HeroGraphSettings, d
     n_items = sum(train.n_items for train in trains)
     n_users, layers = trains[0].n_users, settings.graph.layers
     nodes, own_nodes = n_users + n_items, len(trains) * n_users + n_items
-    sampled = nodes * layers * settings.neighbours
-    needed = 140 * n_pairs + dim * ((64 + 20 * layers) * nodes + 40 * own_nodes) + 4 * sampled
+    rows = (64 + 20 * layers) * nodes + 40 * own_nodes
+    rows += 16 * min(settings.graph.batch_size, n_pairs)
+    needed = 140 * n_pairs + dim * rows + 4 * nodes * layers * settings.neighbours
     if needed > settings.max_bytes:
         raise ConfigError(
             f"HeroGRAPH of {n_users:,} users, {n_items:,} items and {n_pairs:,} training pairs "
