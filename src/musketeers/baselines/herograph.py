@@ -37,7 +37,7 @@ class HeroGraphSettings:
 
     graph: GraphSettings = field(
         default_factory=lambda: GraphSettings(
-            layers=1, regularization=0.02, init_scale=0.3, batch_size=32768
+            layers=1, regularization=0.02, init_scale=0.3, batch_size=32768, patience=5
         )
     )
     """Of all; its `regularization` is for the vectors that the shared graph makes."""
