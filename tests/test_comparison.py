@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -100,6 +101,26 @@ def test_every_setting_that_is_tuned_exists():
             value = bounds.values[0] if isinstance(bounds, Choice) else bounds.low
             if "." in key:
                 assert configuration.changed(config, {key: value}) != config, (name, key)
+
+
+@pytest.mark.parametrize("name", ["herograph", "herograph_l"])
+def test_graph_models_of_all_domains_are_tuned_in_both_their_parts(name, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        models, name, lambda *args, dim: given.append(args[2]) or SimpleNamespace(factors={})
+    )
+    config = configuration.parse({"data": {"domains": {"a": "a", "b": "b"}}}, "test")
+    space = MODELS[name].space
+    lowest = {
+        key: bounds.values[-1] if isinstance(bounds, Choice) else bounds.low
+        for key, bounds in space.items()
+    }
+    MODELS[name].fit(models.Task({}, {}, config, {}, 1), lowest)
+    found = dataclasses.asdict(given[0])
+    found |= found.pop("graph")
+    assert {key: found[key] for key in space} == lowest
+    MODELS[name].fit(models.Task({}, {}, config, {}, 1), {})
+    assert given[1] == type(given[1])()
 
 
 # --- what jobs find together

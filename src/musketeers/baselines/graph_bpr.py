@@ -1,4 +1,4 @@
-"""BPR over domains at once, by batches, where scores add up inner products of smoothed vectors."""
+"""BPR over domains at once, by batches, where scores add up inner products of encoded vectors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int64
 from numba import njit
 
-from musketeers.baselines.graph import Graph
+from musketeers.baselines.graph import Encoder
 from musketeers.data.interactions import Interactions
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
@@ -28,11 +28,11 @@ class GraphSettings:
     learning_rate: float = 0.01
     """Adam's step."""
     regularization: float = 2e-3
-    """L2 strength on the unsmoothed vectors of a batch, for each pair."""
+    """L2 strength on the vectors of a batch (see `GraphBpr` which), for each pair."""
     batch_size: int = 8192
-    """Pairs per step over all domains; each step smooths whole tables, so few large ones."""
+    """Pairs per step over all domains; each step encodes whole tables, so few large ones."""
     init_scale: float = 1.0
-    """Expected length of a vector before training and smoothing."""
+    """Expected length of a vector before training, before the graph."""
     max_epochs: int = 500
     patience: int = 10
     """Epochs without a better validation NDCG@10 before training stops."""
@@ -59,62 +59,68 @@ class Batch:
 
 
 class Embedding:
-    """A table of trained vectors, one for each node of a graph, and Adam's memory of it."""
+    """Trained vectors, one for each node of an encoder's graph, and Adam's memory of them."""
 
     def __init__(
-        self, graph: Graph, layers: int, table: Float[np.ndarray, "node dim"], *, n_threads: int
+        self, encoder: Encoder, regularization: float, table: Float[np.ndarray, "node dim"]
     ) -> None:
-        self.graph, self.table = graph, table
-        self.first, self.second = np.zeros_like(table), np.zeros_like(table)
-        self._layers, self._n_threads = layers, n_threads
+        self.encoder, self.regularization, self.table = encoder, regularization, table
+        shapes = self.trained()
+        self.first = {name: np.zeros_like(values) for name, values in shapes.items()}
+        self.second = {name: np.zeros_like(values) for name, values in shapes.items()}
 
-    def smooth(self, table: Float[np.ndarray, "node dim"]) -> Float[np.ndarray, "node dim"]:
-        """See `Graph.smooth`; for vectors, and for slopes on their way back."""
-        return self.graph.smooth(table, self._layers, n_threads=self._n_threads)
+    def trained(self) -> dict[str, np.ndarray]:
+        """The table and the encoder's weights, as live memory."""
+        return {"table": self.table, **self.encoder.weights}
 
     def nodes(self, domain: int, batch: Batch) -> Batch:
         """The batch, with rows of the table in place of the domain's."""
-        user, item = self.graph.users[domain].start, self.graph.items[domain].start
+        graph = self.encoder.graph
+        user, item = graph.users[domain].start, graph.items[domain].start
         return Batch(batch.users + user, batch.liked + item, batch.others + item)
 
-    def parts(self, domain: int) -> tuple[np.ndarray, np.ndarray]:
-        """Smoothed vectors of a domain's users and items.
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encoded vectors of each domain's users and items.
 
         Whoever has no neighbour to learn from gets the mean vector of the users who have one.
         """
-        smoothed, mine = self.smooth(self.table), self.graph.users[domain]
-        users, known = smoothed[mine], self.graph.scales[mine] > 0
-        users[~known] = users[known].mean(axis=0)
-        return users, smoothed[self.graph.items[domain]]
+        graph, (encoded, _) = self.encoder.graph, self.encoder.encode(self.table, None)
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for mine, items in zip(graph.users, graph.items, strict=True):
+            users, known = encoded[mine].copy(), graph.scales[mine] > 0
+            users[~known] = users[known].mean(axis=0)
+            found.append((users, encoded[items]))
+        return found
 
 
 class GraphBpr:
     """The `Trainable` of models that add up `Embedding`s; every step has a batch of each domain.
 
-    Minimises, summed over domains, the mean over triples of softplus(-x) + regularization / 2
-    (|e_u|^2 + |e_i|^2 + |e_j|^2), with x the score of i less that of j from smoothed vectors, and
-    e the unsmoothed ones of all embeddings.  Memory: about eight tables for each embedding.
+    Minimises, summed over domains, the mean over triples of softplus(-x) + the sum over embeddings
+    of regularization / 2 (|e_u|^2 + |e_i|^2 + |e_j|^2), with x the score of i less that of j from
+    encoded vectors, and e the trained ones; or the encoded ones, where the encoder has weights,
+    since behind those a short trained vector holds nothing back.  Memory: about eight tables for
+    each embedding, and what its encoder keeps for the way back.
     """
 
     def __init__(
         self,
         validations: Sequence[Validation],
-        graphs: Mapping[str, tuple[Graph, int]],
+        encoders: Mapping[str, tuple[Encoder, float]],
         settings: GraphSettings,
         seed: Seed,
         *,
         dim: int,
     ) -> None:
+        """`encoders`: each with its L2 strength."""
         self._validations, self._settings, self._seed = validations, settings, seed
         self._samplers = [_Sampler(validation.split.train) for validation in validations]
         scale = np.float32(settings.init_scale / np.sqrt(dim))
         self.embeddings: dict[str, Embedding] = {}
-        for name, (graph, layers) in graphs.items():
+        for name, (encoder, regularization) in encoders.items():
             rng = seed.child("init", name).numpy()
-            draws = rng.standard_normal((len(graph.scales), dim), dtype=np.float32)
-            self.embeddings[name] = Embedding(
-                graph, layers, scale * draws, n_threads=validations[0].n_threads
-            )
+            draws = rng.standard_normal((len(encoder.graph.scales), dim), dtype=np.float32)
+            self.embeddings[name] = Embedding(encoder, regularization, scale * draws)
         self._steps = 0
 
     def epoch(self, number: int) -> float:
@@ -130,14 +136,21 @@ class GraphBpr:
         with np.errstate(over="ignore", invalid="ignore"):
             for pairs in zip(*orders, strict=True):
                 drawn = zip(self._samplers, pairs, strict=True)
-                loss, slopes = self.slopes([sampler.draw(chosen, rng) for sampler, chosen in drawn])
+                batches = [sampler.draw(chosen, rng) for sampler, chosen in drawn]
+                loss, slopes = self.slopes(batches, rng)
                 self._descend(slopes)
                 losses += loss
         return losses / n_steps
 
-    def slopes(self, batches: Sequence[Batch]) -> tuple[float, list[np.ndarray]]:
-        """The loss of a step, and its slope in each embedding's table."""
-        vectors = [embedding.smooth(embedding.table) for embedding in self.embeddings.values()]
+    def slopes(
+        self, batches: Sequence[Batch], rng: np.random.Generator | None
+    ) -> tuple[float, list[dict[str, np.ndarray]]]:
+        """The loss of a step, and its slopes in all that each embedding trains.
+
+        `rng` is for the encoders.
+        """
+        encoded = [e.encoder.encode(e.table, rng) for e in self.embeddings.values()]
+        vectors, backs = zip(*encoded, strict=True)
         slopes = [np.zeros_like(table) for table in vectors]
         shares = [np.zeros(len(table)) for table in vectors]
         loss = 0.0
@@ -154,12 +167,21 @@ class GraphBpr:
                 _add_slopes(table, rows.users, rows.liked, rows.others, push, slope)
                 every = np.concatenate([rows.users, rows.liked, rows.others])
                 share += np.bincount(every, minlength=len(share)) / len(ahead)
-        found: list[np.ndarray] = []
-        for embedding, slope, share in zip(self.embeddings.values(), slopes, shares, strict=True):
-            strengths = (self._settings.regularization * share).astype(slope.dtype)
-            lengths = np.einsum("nd,nd->n", embedding.table, embedding.table, dtype=np.float64)
+        found: list[dict[str, np.ndarray]] = []
+        for embedding, made, back, slope, share in zip(
+            self.embeddings.values(), vectors, backs, slopes, shares, strict=True
+        ):
+            strengths = (embedding.regularization * share).astype(slope.dtype)
+            held = made if embedding.encoder.weights else embedding.table
+            lengths = np.einsum("nd,nd->n", held, held, dtype=np.float64)
             loss += float(strengths @ lengths) / 2
-            found.append(embedding.smooth(slope) + strengths[:, None] * embedding.table)
+            pull = strengths[:, None] * held
+            if embedding.encoder.weights:
+                slope += pull
+            of_table, of_weights = back(slope)
+            if not embedding.encoder.weights:
+                of_table += pull
+            found.append({"table": of_table, **of_weights})
         return loss, found
 
     def validate(self) -> float:
@@ -169,41 +191,44 @@ class GraphBpr:
 
     def factors(self) -> list[Factors]:
         """The domains' models as they are now: the embeddings' vectors, side by side."""
-        parts = [
-            [embedding.parts(domain) for embedding in self.embeddings.values()]
-            for domain in range(len(self._validations))
-        ]
+        parts = [embedding.parts() for embedding in self.embeddings.values()]
         return [
-            Factors(*(np.concatenate(side, axis=1) for side in zip(*part, strict=True)))
-            for part in parts
+            Factors(*(np.concatenate(side, axis=1) for side in zip(*domain, strict=True)))
+            for domain in zip(*parts, strict=True)
         ]
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
-        arrays = {"steps": np.array(self._steps)}
-        for name, embedding in self.embeddings.items():
-            arrays[name] = embedding.table
-            arrays[f"{name}/first"], arrays[f"{name}/second"] = embedding.first, embedding.second
-        return arrays
+        return {"steps": np.array(self._steps), **self._arrays()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainable.restore`."""
         self._steps = int(state["steps"])
-        for name, embedding in self.embeddings.items():
-            embedding.table[:] = state[name]
-            embedding.first[:], embedding.second[:] = (
-                state[f"{name}/first"],
-                state[f"{name}/second"],
-            )
+        for name, values in self._arrays().items():
+            values[:] = state[name]
 
-    def _descend(self, slopes: list[np.ndarray]) -> None:
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All that is trained and Adam's memory of it, as live memory."""
+        return {
+            f"{name}/{part}/{key}": values
+            for name, embedding in self.embeddings.items()
+            for part, arrays in (
+                ("trained", embedding.trained()),
+                ("first", embedding.first),
+                ("second", embedding.second),
+            )
+            for key, values in arrays.items()
+        }
+
+    def _descend(self, slopes: list[dict[str, np.ndarray]]) -> None:
         """One step of Adam."""
         self._steps += 1
         # the corrections of both moments for their start at 0, in one factor
         correction = np.sqrt(1 - _SQUARE_DECAY**self._steps) / (1 - _DECAY**self._steps)
         rate = np.float32(self._settings.learning_rate * correction)
-        for embedding, slope in zip(self.embeddings.values(), slopes, strict=True):
-            _adam(embedding.table, slope, embedding.first, embedding.second, rate)
+        for embedding, found in zip(self.embeddings.values(), slopes, strict=True):
+            for name, values in embedding.trained().items():
+                _adam(values, found[name], embedding.first[name], embedding.second[name], rate)
 
 
 class _Sampler:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from musketeers.baselines.graph import Graph
+from musketeers.baselines.graph import Graph, Smoothing
 from musketeers.baselines.graph_bpr import GraphBpr, GraphSettings
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
@@ -39,8 +39,9 @@ def light_gcn(
     and items, and 24 bytes a pair.  Bitwise the same on any number of threads.
     """
     graph = Graph.pooled([split.train])
-    graphs = {"graph": (graph, settings.layers)}
-    model = GraphBpr([validation], graphs, settings, seed, dim=dim)
+    encoder = Smoothing(graph, settings.layers, validation.n_threads)
+    encoders = {"graph": (encoder, settings.regularization)}
+    model = GraphBpr([validation], encoders, settings, seed, dim=dim)
     history = fit(
         model,
         max_epochs=settings.max_epochs,

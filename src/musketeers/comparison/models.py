@@ -3,15 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from musketeers import controls
 from musketeers.art.train import Transferred, served
 from musketeers.baselines.cmf import CmfSettings, cmf
 from musketeers.baselines.ease import MAX_BYTES, EaseSettings, PooledEaseSettings, ease, pooled_ease
 from musketeers.baselines.graph_bpr import GraphSettings
-from musketeers.baselines.herograph import SETTINGS as HEROGRAPH
-from musketeers.baselines.herograph import herograph_l
+from musketeers.baselines.herograph import (
+    HeroGraphLSettings,
+    HeroGraphSettings,
+    herograph,
+    herograph_l,
+)
 from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.baselines.item_knn import ItemKnnSettings, item_knn
 from musketeers.baselines.light_gcn import light_gcn
@@ -224,8 +228,15 @@ def _mpf(task: Task, settings: Settings) -> Made:
     return _together(made.factors, made.histories)
 
 
+def _herograph(task: Task, settings: Settings) -> Made:
+    chosen = _with_graph(HeroGraphSettings(), settings)
+    seed = task.seed.child("herograph")
+    made = herograph(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    return _together(made.factors, (made.history,))
+
+
 def _herograph_l(task: Task, settings: Settings) -> Made:
-    chosen = replace(HEROGRAPH, **settings)
+    chosen = _with_graph(HeroGraphLSettings(), settings)
     seed = task.seed.child("herograph_l")
     made = herograph_l(
         task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim
@@ -246,6 +257,16 @@ def _pooled_ease(task: Task, settings: Settings) -> Made:
 
 def _together(factors: Mapping[str, Scorer], histories: tuple[History, ...]) -> Made:
     return {name: Fitted(scorer, histories) for name, scorer in factors.items()}
+
+
+_HeroGraph = TypeVar("_HeroGraph", HeroGraphSettings, HeroGraphLSettings)
+
+
+def _with_graph(start: _HeroGraph, settings: Settings) -> _HeroGraph:
+    """`start` changed, and what it says of the graph."""
+    own = {name: value for name, value in settings.items() if hasattr(start, name)}
+    graph = {name: value for name, value in settings.items() if name not in own}
+    return replace(start, graph=replace(start.graph, **graph), **own)
 
 
 def _parted(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -349,6 +370,11 @@ _GRAPH: Space = {
     "learning_rate": Range(5e-3, 3e-2),
     "init_scale": Range(0.1, 1.0),
 }
+_HEROGRAPH: Space = {
+    **_GRAPH,
+    "regularization": Range(1e-3, 0.1),
+    "own_regularization": Range(3e-3, 0.1),
+}
 _ART: Space = {
     "art.learning_rate": Range(5e-4, 5e-3),
     "art.regularization": Range(2e-3, 0.2),
@@ -395,9 +421,13 @@ MODELS: Mapping[str, Model] = {
     "smf_wide": Model("own data", _wide_smf, _BPR, needs=_wide_vectors),
     "cmf": Model("all raw data", _cmf, _BPR, joint=True),
     "mpf": Model("all raw data", _mpf, {**_BPR, "own_strength": Range(0.3, 10.0)}, joint=True),
+    "herograph": Model(
+        "all raw data", _herograph,
+        {**_HEROGRAPH, "layers": Choice((1, 2)), "neighbours": Range(4, 64)}, joint=True,
+        needs=_vectors(32),
+    ),
     "herograph_l": Model(
-        "all raw data", _herograph_l, {**_GRAPH, "regularization": Range(3e-3, 0.1)}, joint=True,
-        needs=_vectors(24),
+        "all raw data", _herograph_l, _HEROGRAPH, joint=True, needs=_vectors(24)
     ),
     "smf_ae": _ablation(_ART, cat__loss="reconstruction", art__sources="none"),
     "smf_cat": _ablation({**_ART, **_CONTRAST}, art__sources="none"),
@@ -418,7 +448,7 @@ MODELS: Mapping[str, Model] = {
 """By the name in options and files."""
 
 PAPER = (
-    "smf", "cmf", "mpf", "herograph_l", "cat_art",
+    "smf", "cmf", "mpf", "herograph", "herograph_l", "cat_art",
     "smf_ae", "smf_cat", "cat_art_mean", "cat_art_linear",
 )  # fmt: skip
 """The models of the paper's two tables that are here."""
