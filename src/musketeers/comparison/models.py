@@ -8,6 +8,7 @@ from musketeers import controls
 from musketeers.art.train import Transferred
 from musketeers.baselines.cmf import CmfSettings, cmf
 from musketeers.baselines.ease import EaseSettings, PooledEaseSettings, ease, pooled_ease
+from musketeers.baselines.ga_mtcdr import GaMtcdrSettings, ga_mtcdr
 from musketeers.baselines.graph_bpr import GraphSettings
 from musketeers.baselines.herograph import SETTINGS as HEROGRAPH
 from musketeers.baselines.herograph import herograph_l
@@ -15,6 +16,7 @@ from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.baselines.item_knn import ItemKnnSettings, item_knn
 from musketeers.baselines.light_gcn import light_gcn
 from musketeers.baselines.mpf import MpfSettings, mpf
+from musketeers.baselines.node2vec import Node2vecSettings
 from musketeers.baselines.popularity import popularity
 from musketeers.cat.train import align
 from musketeers.comparison.space import Choice, Range, Space
@@ -165,6 +167,19 @@ def _pooled_ease(task: Task, settings: Settings) -> Made:
     return found
 
 
+def _ga_mtcdr(task: Task, settings: Settings) -> Made:
+    own = dict(settings)
+    graph = Node2vecSettings(return_weight=own.pop("return_weight", 1.0))
+    chosen = GaMtcdrSettings(graph=graph, **own)
+    seed = task.seed.child("ga_mtcdr")
+    made = ga_mtcdr(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    return made.factors
+
+
+def _ga_mtcdr_p(task: Task, settings: Settings) -> Made:
+    return _ga_mtcdr(task, {"pull": 0.1, **settings})
+
+
 def _parted(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the run, and the model's own."""
     run = {name: value for name, value in settings.items() if "." in name}
@@ -236,6 +251,12 @@ _GRAPH: Space = {
     "learning_rate": Range(5e-3, 3e-2),
     "init_scale": Range(0.1, 1.0),
 }
+_GA: Space = {
+    "learning_rate": Range(5e-4, 6e-3),
+    "doublings": Range(1, 3, log=False),
+    "regularization": Range(1e-6, 1e-3),
+    "return_weight": Range(0.1, 10.0),
+}
 _ART: Space = {
     "art.learning_rate": Range(5e-4, 5e-3),
     "art.regularization": Range(2e-3, 0.2),
@@ -279,6 +300,11 @@ MODELS: Mapping[str, Model] = {
     "herograph_l": Model(
         "all raw data", _herograph_l, {**_GRAPH, "regularization": Range(3e-3, 0.1)}, joint=True
     ),
+    # not pairs but user embeddings, and slopes of the matrices that map them, go between domains
+    "ga_mtcdr": Model("user embeddings", _ga_mtcdr, _GA, joint=True),
+    "ga_mtcdr_p": Model(
+        "user embeddings", _ga_mtcdr_p, {**_GA, "pull": Range(1e-3, 10.0)}, joint=True
+    ),
     "smf_ae": _ablation(_ART, cat__loss="reconstruction", art__sources="none"),
     "smf_cat": _ablation({**_ART, **_CONTRAST}, art__sources="none"),
     "cat_art_mean": _ablation({**_ART, **_CONTRAST}, art__sources="mean"),
@@ -301,7 +327,7 @@ MODELS: Mapping[str, Model] = {
 """By the name in options and files."""
 
 PAPER = (
-    "smf", "cmf", "mpf", "herograph_l", "cat_art",
+    "smf", "cmf", "mpf", "ga_mtcdr", "herograph_l", "cat_art",
     "smf_ae", "smf_cat", "cat_art_mean", "cat_art_linear",
 )  # fmt: skip
 """The models of the paper's two tables that are here."""
