@@ -114,7 +114,7 @@ class GraphBpr:
     ) -> None:
         """`encoders`: each with its L2 strength."""
         self._validations, self._settings, self._seed = validations, settings, seed
-        self._samplers = [_Sampler(validation.split.train) for validation in validations]
+        self._samplers = [Sampler(validation.split.train) for validation in validations]
         scale = np.float32(settings.init_scale / np.sqrt(dim))
         self.embeddings: dict[str, Embedding] = {}
         for name, (encoder, regularization) in encoders.items():
@@ -231,18 +231,18 @@ class GraphBpr:
                 _adam(values, found[name], embedding.first[name], embedding.second[name], rate)
 
 
-class _Sampler:
+class Sampler:
     """One domain's training pairs, and items that their users do not like."""
 
     def __init__(self, train: Interactions) -> None:
-        self._users, self._items, self._n_items = train.users(), train.items, train.n_items
-        self._keys = self._users * train.n_items + train.items
+        self.users, self._items, self._n_items = train.users(), train.items, train.n_items
+        self._keys = self.users * train.n_items + train.items
         # who likes everything has no other item
-        self.pairs = np.flatnonzero(train.counts()[self._users] < train.n_items)
+        self.pairs = np.flatnonzero(train.counts()[self.users] < train.n_items)
 
     def draw(self, pairs: Int64[np.ndarray, " batch"], rng: np.random.Generator) -> Batch:
         """The pairs, each with a uniform item that is none of the user's."""
-        users, others = self._users[pairs], np.empty(len(pairs), np.int64)
+        users, others = self.users[pairs], np.empty(len(pairs), np.int64)
         wrong = np.arange(len(pairs))
         while len(wrong):
             others[wrong] = rng.integers(self._n_items, size=len(wrong))

@@ -9,6 +9,7 @@ from musketeers import controls
 from musketeers.art.train import Transferred, served
 from musketeers.baselines.cmf import CmfSettings, cmf
 from musketeers.baselines.ease import MAX_BYTES, EaseSettings, PooledEaseSettings, ease, pooled_ease
+from musketeers.baselines.ga_mtcdr import GaMtcdrSettings, ga_mtcdr
 from musketeers.baselines.graph_bpr import GraphSettings
 from musketeers.baselines.herograph import (
     HeroGraphLSettings,
@@ -20,6 +21,7 @@ from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.baselines.item_knn import ItemKnnSettings, item_knn
 from musketeers.baselines.light_gcn import light_gcn
 from musketeers.baselines.mpf import MpfSettings, mpf
+from musketeers.baselines.node2vec import Node2vecSettings
 from musketeers.baselines.popularity import popularity
 from musketeers.cat.train import Aligned, align
 from musketeers.comparison.space import Choice, Range, Space
@@ -115,6 +117,12 @@ _FACTORS = _vectors(8)
 
 def _wide_vectors(size: Size) -> int:
     return _FACTORS(replace(size, dim=size.dim * size.n_domains))
+
+
+def _attentive(size: Size) -> int:
+    """As `ga_mtcdr` says, for its batches of 4,096 users."""
+    attention = 40 * size.n_domains**2 * size.dim * size.n_users
+    return _vectors(16)(size) + attention + 12 * 4096 * max(size.n_items)
 
 
 def _squares(size: Size) -> int:
@@ -255,6 +263,19 @@ def _pooled_ease(task: Task, settings: Settings) -> Made:
     return found
 
 
+def _ga_mtcdr(task: Task, settings: Settings) -> Made:
+    own = dict(settings)
+    graph = Node2vecSettings(return_weight=own.pop("return_weight", 1.0))
+    chosen = GaMtcdrSettings(graph=graph, max_bytes=task.max_bytes, **own)
+    seed = task.seed.child("ga_mtcdr")
+    made = ga_mtcdr(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    return _together(made.factors, (made.history,))
+
+
+def _ga_mtcdr_p(task: Task, settings: Settings) -> Made:
+    return _ga_mtcdr(task, {"pull": 0.1, **settings})
+
+
 def _together(factors: Mapping[str, Scorer], histories: tuple[History, ...]) -> Made:
     return {name: Fitted(scorer, histories) for name, scorer in factors.items()}
 
@@ -375,6 +396,12 @@ _HEROGRAPH: Space = {
     "regularization": Range(1e-3, 0.1),
     "own_regularization": Range(3e-3, 0.1),
 }
+_GA: Space = {
+    "learning_rate": Range(5e-4, 6e-3),
+    "doublings": Range(1, 3, log=False),
+    "regularization": Range(1e-6, 1e-3),
+    "return_weight": Range(0.1, 10.0),
+}
 _ART: Space = {
     "art.learning_rate": Range(5e-4, 5e-3),
     "art.regularization": Range(2e-3, 0.2),
@@ -429,6 +456,12 @@ MODELS: Mapping[str, Model] = {
     "herograph_l": Model(
         "all raw data", _herograph_l, _HEROGRAPH, joint=True, needs=_vectors(24)
     ),
+    # not pairs but user embeddings, and slopes of the matrices that map them, go between domains
+    "ga_mtcdr": Model("user embeddings", _ga_mtcdr, _GA, joint=True, needs=_attentive),
+    "ga_mtcdr_p": Model(
+        "user embeddings", _ga_mtcdr_p, {**_GA, "pull": Range(1e-3, 10.0)}, joint=True,
+        needs=_attentive,
+    ),
     "smf_ae": _ablation(_ART, cat__loss="reconstruction", art__sources="none"),
     "smf_cat": _ablation({**_ART, **_CONTRAST}, art__sources="none"),
     "cat_art_mean": _ablation({**_ART, **_CONTRAST}, art__sources="mean"),
@@ -448,7 +481,7 @@ MODELS: Mapping[str, Model] = {
 """By the name in options and files."""
 
 PAPER = (
-    "smf", "cmf", "mpf", "herograph", "herograph_l", "cat_art",
+    "smf", "cmf", "mpf", "ga_mtcdr", "herograph", "herograph_l", "cat_art",
     "smf_ae", "smf_cat", "cat_art_mean", "cat_art_linear",
 )  # fmt: skip
 """The models of the paper's two tables that are here."""

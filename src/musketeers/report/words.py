@@ -21,6 +21,7 @@ _MODELS = {
     "cmf": "CMF",
     "mpf": "MPF",
     "ga_mtcdr": "GA-MTCDR",
+    "ga_mtcdr_p": "GA-MTCDR-P",
     "herograph": "HeroGRAPH",
     "herograph_l": "HeroGRAPH-L",
     "cat_art": "CAT-ART",
