@@ -107,7 +107,7 @@ FULL = Plan(
 # quickly, everybody gets two settings and ten epochs
 QUICK = Plan(
     n_users=20_000, n_items=5_000, n_pairs=850_000, runs=3, samples=2_000_000,
-    ours=PretrainConfig(halvings=1, max_epochs=10, patience=3),
+    ours=PretrainConfig(tries=2, max_epochs=10, patience=3),
     synthetic_grid=QUICK_GRID, synthetic_ladder=(5, 10), stage_epochs=2,
 )  # fmt: skip
 
@@ -310,7 +310,7 @@ def speed(label: str, part: Split, plan: Plan) -> dict[str, list[float]]:
 
 def our_seconds(part: Split, epochs: int, seed: Seed) -> float:
     """Training time of `epochs` passes after a first one, without the validations between."""
-    config = PretrainConfig(halvings=0, max_epochs=epochs + 1, patience=epochs + 1)
+    config = PretrainConfig(tries=1, max_epochs=epochs + 1, patience=epochs + 1)
     looked_at = Validation.of(part, seed.child("validation"), n_threads=N_THREADS)
     made = pretrain(part, looked_at, config, seed, Unwatched(), dim=DIM)
     return sum(epoch.seconds for epoch in made.history[0].epochs if epoch.number > 1)
@@ -452,7 +452,7 @@ def stages(data: DataSet, plan: Plan) -> dict[str, Any]:
     config = RunConfig(
         dim=DIM,
         data=data.config.data,
-        pretrain=PretrainConfig(halvings=0, max_epochs=last, patience=last),
+        pretrain=PretrainConfig(tries=1, max_epochs=last, patience=last),
         cat=CatConfig(max_epochs=1, patience=1),
         art=ArtConfig(max_epochs=last, patience=last),
     )

@@ -265,7 +265,7 @@ def ready(names=("a", "b", "c"), *, n_users=120, known=0.7, common=0.9, seed=0):
         seed=seed,
         dim=6,
         data=DataConfig(domains=dict.fromkeys(names, "-")),
-        pretrain=PretrainConfig(max_epochs=15, patience=3, halvings=0, regularization=0.05),
+        pretrain=PretrainConfig(max_epochs=15, patience=3, tries=1, regularization=0.05),
         cat=CatConfig(max_epochs=30),
         art=ArtConfig(max_epochs=6, patience=6, batch_size=32, learning_rate=5e-3),
     )

@@ -29,7 +29,7 @@ tv = "tv.parquet"
 
 [pretrain]
 max_epochs = 3
-halvings = 1
+tries = 2
 
 [cat]
 max_epochs = 2

@@ -460,7 +460,7 @@ def small(tmp_path_factory):
     settings = {
         "dim": 6,
         "data": {"domains": {"tv": "tv.parquet", "film": "film.parquet"}},
-        "pretrain": {"max_epochs": 3, "halvings": 0, "regularization": 0.05},
+        "pretrain": {"max_epochs": 3, "tries": 1, "regularization": 0.05},
         "cat": {"max_epochs": 2},
         "art": {"max_epochs": 2},
     }
@@ -614,7 +614,7 @@ def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
     settings = {"max_epochs": 2} if name in ("ials", "light_gcn", "herograph_l") else {}
     config = configuration.parse(
         {"dim": 64, "data": {"domains": {"tv": "a", "film": "b"}},
-         "pretrain": {"max_epochs": 2, "halvings": 1}}, "test",
+         "pretrain": {"max_epochs": 2, "tries": 2}}, "test",
     )  # fmt: skip
     made = {n: planted(("tv", "film"), Seed(0), n_users=n, n_items=300) for n in (60, 2000)}
     for n_users in (60, 2000):  # what is compiled or imported the first time does not count

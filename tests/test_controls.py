@@ -23,7 +23,7 @@ def settings(names=NAMES, seed=0):
         seed=seed,
         dim=8,
         data=DataConfig(domains=dict.fromkeys(names, "-")),
-        pretrain=PretrainConfig(max_epochs=20, patience=4, halvings=0, regularization=0.05),
+        pretrain=PretrainConfig(max_epochs=20, patience=4, tries=1, regularization=0.05),
         cat=CatConfig(max_epochs=20),
         art=ArtConfig(max_epochs=20),
     )
@@ -138,7 +138,7 @@ def test_strangers_are_whole_domains_permuted_but_for_the_target(splits, models,
 def test_strangers_depend_on_the_seed_alone(splits):
     short = settings().model_copy(
         update={
-            "pretrain": PretrainConfig(max_epochs=3, halvings=0),
+            "pretrain": PretrainConfig(max_epochs=3, tries=1),
             "cat": CatConfig(max_epochs=2),
             "art": ArtConfig(max_epochs=2),
         }

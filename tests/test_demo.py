@@ -23,7 +23,7 @@ min_item = 2
 {domains}
 [pretrain]
 max_epochs = 2
-halvings = 0
+tries = 1
 [cat]
 max_epochs = 1
 [art]

@@ -31,7 +31,7 @@ def settings(seed=0, **sections):
             "seed": seed,
             "dim": 8,
             "data": DataConfig(domains=dict.fromkeys(NAMES, "-")),
-            "pretrain": PretrainConfig(max_epochs=20, patience=4, halvings=0, regularization=0.05),
+            "pretrain": PretrainConfig(max_epochs=20, patience=4, tries=1, regularization=0.05),
             "cat": CatConfig(max_epochs=20),
             "art": ArtConfig(max_epochs=30),
             **sections,
@@ -94,7 +94,7 @@ def test_private_taste_neither_helps_nor_harms():
 def test_two_runs_are_the_same_to_the_bit(n_threads):
     splits = planted(NAMES, Seed(0), n_users=150, known=0.8).splits
     short = {
-        "pretrain": PretrainConfig(max_epochs=4, halvings=1),
+        "pretrain": PretrainConfig(max_epochs=4, tries=2),
         "cat": CatConfig(max_epochs=3),
         "art": ArtConfig(max_epochs=3),
     }
@@ -106,7 +106,7 @@ def test_two_runs_are_the_same_to_the_bit(n_threads):
 def test_a_stage_is_the_same_run_by_hand():
     """`cat_art` is its stages, one after the other, and hands on nothing else."""
     splits = planted(NAMES, Seed(0), n_users=100, known=0.8).splits
-    short = PretrainConfig(max_epochs=3, halvings=0)
+    short = PretrainConfig(max_epochs=3, tries=1)
     config = settings(pretrain=short, cat=CatConfig(max_epochs=2), art=ArtConfig(max_epochs=2))
     models = trained(splits, config)
     known = {name: one.train.known_users() for name, one in splits.items()}
@@ -116,7 +116,7 @@ def test_a_stage_is_the_same_run_by_hand():
 
 
 def test_a_domain_learns_alone_whoever_else_is_there():
-    config = settings(pretrain=PretrainConfig(max_epochs=4, halvings=1))
+    config = settings(pretrain=PretrainConfig(max_epochs=4, tries=2))
     few, many = (planted(names, Seed(0), n_users=120).splits for names in (("a", "b"), NAMES))
     alone = smf(few, config, no_files, n_threads=1)
     together = smf(dict(reversed(many.items())), config, no_files, n_threads=1)
@@ -163,7 +163,7 @@ def test_users_of_some_domains_only_are_served_well_where_they_are_new():
 def test_any_number_of_domains_from_two(names):
     splits = planted(names, Seed(0), n_users=60, known=0.8).splits
     data = DataConfig(domains=dict.fromkeys(names, "-"))
-    short = PretrainConfig(max_epochs=2, halvings=0)
+    short = PretrainConfig(max_epochs=2, tries=1)
     config = settings(
         data=data, pretrain=short, cat=CatConfig(max_epochs=2), art=ArtConfig(max_epochs=2)
     )
@@ -179,9 +179,7 @@ def test_any_number_of_domains_from_two(names):
 def test_a_few_epochs_on_real_data_beat_popularity():
     files = {name: f"anime/{name}.parquet" for name in ("movie", "special")}
     reading = readers.read(DataConfig(domains=files), base=REAL)
-    config = settings(
-        dim=32, pretrain=PretrainConfig(max_epochs=8, halvings=0, regularization=0.07)
-    )
+    config = settings(dim=32, pretrain=PretrainConfig(max_epochs=8, tries=1, regularization=0.07))
     splits = split(reading.domains, config.split, Seed(0))
     models = smf(splits, config, no_files, n_threads=1)
     for name, one in splits.items():

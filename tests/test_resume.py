@@ -35,7 +35,7 @@ film = "film.parquet"
 [pretrain]
 max_epochs = 8
 patience = 2
-halvings = 2
+tries = 3
 regularization = 0.07
 
 [cat]

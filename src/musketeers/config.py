@@ -102,17 +102,19 @@ class PretrainConfig(_Section):
     """Stage 1: matrix factorisation of one domain alone (SMF), by BPR."""
 
     learning_rate: Positive = 0.1
-    """Adagrad's step before it is divided by the root of the summed squared gradients."""
+    """Adagrad's step before it is divided by the root of the summed squared gradients; the fastest
+    that is tried."""
     regularization: NotNegative = 0.14
     """L2 strength per interaction; the strongest that is tried."""
-    halvings: NotNegativeCount = 6
-    """How often it may be halved while validation improves; 0 trains at one strength."""
+    tries: Count = 10
+    """Trainings at most, each at half the strength or a quarter of the rate of the best before it;
+    1 trains as it is set here."""
     candidates: Count = 4
     """Uniform negatives drawn per interaction; the one scored highest is learned from."""
     init_scale: Positive = 0.1
     """Expected length of a vector before training."""
     max_epochs: Count = 200
-    """At each strength."""
+    """Of each try."""
     patience: Count = 10
     """Epochs without a better validation NDCG@10 before training stops."""
 

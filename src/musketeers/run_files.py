@@ -87,7 +87,11 @@ def _save_stages(path: Path, models: Models) -> None:
             "items": alone.factors.items,
             "item_squares": alone.item_squares,
         }
-        about = {"regularization": alone.regularization, "history": _json(alone.history)}
+        about = {
+            "regularization": alone.regularization,
+            "learning_rate": alone.learning_rate,
+            "history": _json(alone.history),
+        }
         _keep(path / "pretrain" / name, "pretrain", tensors, about)
     if aligned := models.aligned:
         tensors = {"users": aligned.users, **aligned.weights}

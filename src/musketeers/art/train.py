@@ -163,7 +163,7 @@ class _Transfer:
         # what stage 1 gives a user without history
         self._mean = alone.factors.users[self._trained].mean(0)
         self._regularization = np.float32(alone.regularization)
-        self._rate = np.float32(config.pretrain.learning_rate)
+        self._rate = np.float32(alone.learning_rate)
         self._candidates = config.pretrain.candidates
         init = Generator().manual_seed(seed.child("init").integer())
         n_sources = len(self._inputs.sources)

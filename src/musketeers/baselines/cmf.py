@@ -15,8 +15,8 @@ from musketeers.data.domains import Split
 from musketeers.data.interactions import Interactions
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
-from musketeers.pretrain.halving import by_halving
 from musketeers.pretrain.mf import Factorization
+from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import Catalogue, Tables
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
@@ -63,7 +63,7 @@ def cmf(
     tables = trains(splits, validations)
     catalogues = _catalogues(tables, settings.negatives, seed)
 
-    def at(strength: float) -> Factorization:
+    def at(setting: PretrainConfig) -> Factorization:
         start = Tables(
             catalogues,
             seed,
@@ -71,15 +71,15 @@ def cmf(
             length=settings.bpr.init_scale,
             n_lanes=n_threads(validations),
         )
-        return Factorization(start, value, settings.bpr, strength=strength)
+        return Factorization(start, value, setting)
 
     def value(learned: Tables) -> float:
         return mean_ndcg(validations, _by_domain(learned, tables))
 
-    found = by_halving(at, settings.bpr, job)
+    found = search(at, settings.bpr, job)
     learned = found.model.tables
     learned.give_unknown_users_the_mean()
-    return Joint(_by_domain(learned, tables), found.regularization, found.history)
+    return Joint(_by_domain(learned, tables), found.config.regularization, found.history)
 
 
 def _catalogues(tables: Mapping[str, Interactions], negatives: str, seed: Seed) -> list[Catalogue]:

@@ -19,7 +19,7 @@ from musketeers.data.domains import Split
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
 from musketeers.pretrain import kernels
-from musketeers.pretrain.halving import by_halving
+from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import SQUARES_AT_START, Catalogue, Tables, Turn
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
@@ -65,7 +65,7 @@ def mpf(
         )
     catalogues = [Catalogue(train, seed.child("domain", name)) for name, train in tables.items()]
 
-    def at(strength: float) -> _Factorization:
+    def at(setting: PretrainConfig) -> _Factorization:
         start = Tables(
             catalogues,
             seed,
@@ -73,11 +73,11 @@ def mpf(
             length=settings.bpr.init_scale,
             n_lanes=n_threads(validations),
         )
-        return _Factorization(start, validations, settings, list(tables), strength=strength)
+        return _Factorization(start, validations, settings, setting, list(tables))
 
-    found = by_halving(at, settings.bpr, job)
+    found = search(at, settings.bpr, job)
     found.model.tables.give_unknown_users_the_mean()
-    return Joint(found.model.by_domain(), found.regularization, found.history)
+    return Joint(found.model.by_domain(), found.config.regularization, found.history)
 
 
 class _Factorization:
@@ -88,15 +88,14 @@ class _Factorization:
         tables: Tables,
         validations: Mapping[str, Validation],
         settings: MpfSettings,
+        config: PretrainConfig,
         names: list[str],
-        *,
-        strength: float,
     ) -> None:
         self.tables = tables
-        self._validations, self._config, self._names = validations, settings.bpr, names
-        self._strength = np.float32(strength)
+        self._validations, self._config, self._names = validations, config, names
+        self._strength = np.float32(config.regularization)
         ratios = [settings.own_strengths.get(name, settings.own_strength) for name in names]
-        self._own_strengths = [np.float32(strength * ratio) for ratio in ratios]
+        self._own_strengths = [np.float32(config.regularization * ratio) for ratio in ratios]
         self.own = np.zeros((len(names), *tables.users.shape), np.float32)
         self._own_squares = np.full(self.own.shape[:2], SQUARES_AT_START, np.float32)
         known = [catalogue.train.known_users() for catalogue in tables.catalogues]

@@ -191,12 +191,13 @@ def _task(plan: Plan, job: Job) -> Task:
 def _alone(out: Path, seed: int, domain: str) -> Pretrained:
     saved = artifacts.load(Job(seed, "smf", domain).place(out), _KIND)
     factors = Factors(saved.tensors["user_vectors"], saved.tensors["item_vectors"])
-    return Pretrained(factors, saved.tensors["item_squares"], saved.about["regularization"], ())
+    squares, about = saved.tensors["item_squares"], saved.about
+    return Pretrained(factors, squares, about["regularization"], about["learning_rate"], ())
 
 
 def _described(made: Made) -> dict[str, Any]:
     return {
-        "regularization": next((o.start.regularization for o in made.values() if o.start), None),
+        **next((_steps(one.start) for one in made.values() if one.start), {}),
         "curves": {
             name: [[epoch.valid for epoch in fit.epochs] for fit in one.history]
             for name, one in made.items()
@@ -204,6 +205,10 @@ def _described(made: Made) -> dict[str, Any]:
         "attention": {name: dict(one.attention) for name, one in made.items()},
         "hidden": {name: list(one.without) for name, one in made.items()},
     }
+
+
+def _steps(start: Pretrained) -> dict[str, float]:
+    return {"regularization": start.regularization, "learning_rate": start.learning_rate}
 
 
 def _tensors(task: Task, made: Made, metrics: Mapping[str, PerUser]) -> dict[str, np.ndarray]:

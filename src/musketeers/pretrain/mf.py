@@ -10,7 +10,7 @@ from musketeers.config import PretrainConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.pretrain import kernels
-from musketeers.pretrain.halving import by_halving
+from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import Catalogue, Tables, Turn
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
@@ -26,8 +26,10 @@ class Pretrained:
     """Adagrad's sums of the items: how far each has settled."""
     regularization: float
     """The strength that validation chose."""
+    learning_rate: float
+    """The rate that validation chose."""
     history: tuple[History, ...]
-    """One for each strength tried, in that order."""
+    """One for each pair of them tried, in that order."""
 
 
 def pretrain(
@@ -39,24 +41,27 @@ def pretrain(
     *,
     dim: int,
 ) -> Pretrained:
-    """The domain's best model by validation NDCG@10, at the strength that `by_halving` finds."""
+    """The best model by validation NDCG@10, at the strength and the rate that `search` finds."""
     catalogues = [Catalogue(split.train, seed)]
 
     def value(tables: Tables) -> float:
         return validation.ndcg(Factors(tables.users, tables.lanes[0].items))
 
-    def at(strength: float) -> Factorization:
+    def at(setting: PretrainConfig) -> Factorization:
         tables = Tables(
             catalogues, seed, dim=dim, length=config.init_scale, n_lanes=validation.n_threads
         )
-        return Factorization(tables, value, config, strength=strength)
+        return Factorization(tables, value, setting)
 
-    found = by_halving(at, config, job)
+    found = search(at, config, job)
     tables = found.model.tables
     tables.give_unknown_users_the_mean()
     lanes = tables.lanes[0]
     factors = Factors(tables.users, lanes.items)
-    return Pretrained(factors, lanes.squares, found.regularization, found.history)
+    chosen = found.config
+    return Pretrained(
+        factors, lanes.squares, chosen.regularization, chosen.learning_rate, found.history
+    )
 
 
 class Factorization:
@@ -67,11 +72,9 @@ class Factorization:
         tables: Tables,
         value: Callable[[Tables], float],
         config: PretrainConfig,
-        *,
-        strength: float,
     ) -> None:
         self.tables = tables
-        self._value, self._config, self._strength = value, config, np.float32(strength)
+        self._value, self._config = value, config
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
@@ -90,7 +93,7 @@ class Factorization:
         return kernels.train_users(
             turn.users[part], train.indptr, train.items,
             self.tables.users, self.tables.user_squares, items, squares, touched,
-            np.float32(self._config.learning_rate), self._strength,
+            np.float32(self._config.learning_rate), np.float32(self._config.regularization),
             self._config.candidates, turn.key,
         )  # fmt: skip
 

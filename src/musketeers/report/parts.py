@@ -131,7 +131,7 @@ def curve(
     picture = learning_curves(
         signed, best=(chosen, epoch), what=f"validation {what}", where=f"{stage}, {name}"
     )
-    tried = f", best of {len(curves)} strengths of regularization" if len(curves) > 1 else ""
+    tried = f", best of {len(curves)} trainings" if len(curves) > 1 else ""
     label = f"{name}: {what} {signed[chosen][epoch]:.4f} at epoch {epoch}{tried}{end}"
     return figure(picture, label)
 
