@@ -107,7 +107,7 @@ def test_every_setting_that_is_tuned_exists():
 def test_graph_models_of_all_domains_are_tuned_in_both_their_parts(name, monkeypatch):
     given = []
     monkeypatch.setattr(
-        models, name, lambda *args, dim: given.append(args[2]) or SimpleNamespace(factors={})
+        models, name, lambda *args, dim: given.append(args[2]) or SimpleNamespace(factors={}, history=None)
     )
     config = configuration.parse({"data": {"domains": {"a": "a", "b": "b"}}}, "test")
     space = MODELS[name].space
@@ -224,7 +224,10 @@ def test_a_domain_where_the_references_failed_leaves_the_others():
     for reference in ("smf", "best"):
         assert {domain for domain, _ in found.against[reference]["cat_art"]} == {"tv"}
     assert len(found.cells["cat_art"]["film", "ndcg@10"].by_seed) == 2
-    for text in (tables.markdown(found), tables.latex(found), page.render(study, found)):
+    shown_page = page.render(
+        study, found, gains(study, found, random_trains()), report_of(DOMAINS)
+    )
+    for text in (tables.markdown(found), tables.latex(found), shown_page):
         assert "film" in text
 
 

@@ -280,8 +280,8 @@ def test_all_that_a_comparison_tunes_is_a_setting(name):
     least = {key: bounds.low for key, bounds in model.space.items()}
     tuned, plain = (model.fit(task, settings) for settings in (least, {}))
     for domain in splits:
-        assert tuned[domain].n_items == splits[domain].train.n_items
-        assert (tuned[domain].users != plain[domain].users).any()
+        assert tuned[domain].scorer.n_items == splits[domain].train.n_items
+        assert (tuned[domain].scorer.users != plain[domain].scorer.users).any()
 
 
 def test_bad_domains_are_refused():
