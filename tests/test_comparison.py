@@ -19,11 +19,13 @@ from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
 from musketeers import ranking
-from musketeers.comparison import command, files, jobs, models, page, tables
+from musketeers.comparison import command, files, jobs, models, needs, page, tables
 from musketeers.comparison import study as study_module
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
-from musketeers.comparison.models import MODELS, Size, Task
+from musketeers.comparison.model import Task
+from musketeers.comparison.models import MODELS
+from musketeers.comparison.needs import Size
 from musketeers.comparison.results import results
 from musketeers.comparison.space import Choice, Range
 from musketeers.comparison.study import Study, checked, compare_models
@@ -107,7 +109,9 @@ def test_every_setting_that_is_tuned_exists():
 def test_graph_models_of_all_domains_are_tuned_in_both_their_parts(name, monkeypatch):
     given = []
     monkeypatch.setattr(
-        models, name, lambda *args, dim: given.append(args[2]) or SimpleNamespace(factors={}, history=None)
+        models,
+        name,
+        lambda *args, dim: given.append(args[2]) or SimpleNamespace(factors={}, history=None),
     )
     config = configuration.parse({"data": {"domains": {"a": "a", "b": "b"}}}, "test")
     space = MODELS[name].space
@@ -115,11 +119,11 @@ def test_graph_models_of_all_domains_are_tuned_in_both_their_parts(name, monkeyp
         key: bounds.values[-1] if isinstance(bounds, Choice) else bounds.low
         for key, bounds in space.items()
     }
-    MODELS[name].fit(models.Task({}, {}, config, {}, 1), lowest)
+    MODELS[name].fit(Task({}, {}, config, {}, 1), lowest)
     found = dataclasses.asdict(given[0])
     found |= found.pop("graph")
     assert {key: found[key] for key in space} == lowest
-    MODELS[name].fit(models.Task({}, {}, config, {}, 1), {})
+    MODELS[name].fit(Task({}, {}, config, {}, 1), {})
     assert given[1] == type(given[1])()
 
 
@@ -224,9 +228,7 @@ def test_a_domain_where_the_references_failed_leaves_the_others():
     for reference in ("smf", "best"):
         assert {domain for domain, _ in found.against[reference]["cat_art"]} == {"tv"}
     assert len(found.cells["cat_art"]["film", "ndcg@10"].by_seed) == 2
-    shown_page = page.render(
-        study, found, gains(study, found, random_trains()), report_of(DOMAINS)
-    )
+    shown_page = page.render(study, found, gains(study, found, random_trains()), report_of(DOMAINS))
     for text in (tables.markdown(found), tables.latex(found), shown_page):
         assert "film" in text
 
@@ -608,13 +610,13 @@ def size_of(made, model, *, dim):
 @pytest.mark.parametrize(
     "name",
     ["pop", "item_knn", "ease", "ials", "light_gcn", "smf", "smf_wide", "cmf", "mpf", "pooled_smf",
-     "herograph_l", "pooled_ease"],
+     "herograph", "herograph_l", "pooled_ease"],
 )  # fmt: skip
 def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
     monkeypatch.setattr(ranking, "TILE_BYTES", 2**18)
-    monkeypatch.setattr(models, "TILE_BYTES", 2**18)
+    monkeypatch.setattr(needs, "TILE_BYTES", 2**18)
     model = MODELS[name]
-    settings = {"max_epochs": 2} if name in ("ials", "light_gcn", "herograph_l") else {}
+    settings = {"max_epochs": 2} if name in ("ials", "light_gcn", "herograph", "herograph_l") else {}
     config = configuration.parse(
         {"dim": 64, "data": {"domains": {"tv": "a", "film": "b"}},
          "pretrain": {"max_epochs": 2, "tries": 2}}, "test",

@@ -12,7 +12,7 @@ from typing import TypeVar, get_args
 import numpy as np
 from jaxtyping import Int
 
-from musketeers.comparison.models import Sees
+from musketeers.comparison.model import Sees
 from musketeers.comparison.results import REFERENCE, Results, best_of, paired, seeds_of
 from musketeers.comparison.study import Study
 from musketeers.data.interactions import Interactions

@@ -12,7 +12,9 @@ from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.models import MODELS, Made, Size, Task
+from musketeers.comparison.model import Made, Task
+from musketeers.comparison.models import MODELS
+from musketeers.comparison.needs import Size
 from musketeers.comparison.tuning import tune
 from musketeers.config import RunConfig
 from musketeers.data import readers

@@ -1,14 +1,14 @@
 """Every model that a comparison knows: what it sees, how it is trained, what is tuned."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from musketeers import controls
 from musketeers.art.train import Transferred, served
 from musketeers.baselines.cmf import CmfSettings, cmf
-from musketeers.baselines.ease import MAX_BYTES, EaseSettings, PooledEaseSettings, ease, pooled_ease
+from musketeers.baselines.ease import EaseSettings, PooledEaseSettings, ease, pooled_ease
 from musketeers.baselines.ga_mtcdr import GaMtcdrSettings, ga_mtcdr
 from musketeers.baselines.graph_bpr import GraphSettings
 from musketeers.baselines.herograph import (
@@ -24,134 +24,24 @@ from musketeers.baselines.mpf import MpfSettings, mpf
 from musketeers.baselines.node2vec import Node2vecSettings
 from musketeers.baselines.popularity import popularity
 from musketeers.cat.train import Aligned, align
+from musketeers.comparison.model import Fitted, Made, Model, Sees, Settings, Task
+from musketeers.comparison.needs import (
+    FACTORS,
+    MOST_NEIGHBORS,
+    Needs,
+    attentive,
+    neighbors_kept,
+    squares,
+    vectors,
+    wide_vectors,
+)
 from musketeers.comparison.space import Choice, Range, Space
 from musketeers.config import RunConfig, changed
-from musketeers.data.domains import Split
-from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.pipeline import art, exchanged, smf
 from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.protocols import Scorer
-from musketeers.ranking import TILE_BYTES
-from musketeers.seeding import Seed
 from musketeers.training import History, Unwatched
-
-Sees = Literal["own data", "user embeddings", "all raw data"]
-_MOST_NEIGHBORS = 500
-
-Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """What one training made of one domain."""
-
-    scorer: Scorer
-    history: tuple[History, ...] = ()
-    """One for each strength tried; of domains that learn together the same, by their mean."""
-    start: Pretrained | None = None
-    """What other models start from."""
-    attention: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Source -> mean weight, see `Transferred.attention`."""
-    without: Mapping[str, Callable[[], Scorer]] = field(
-        default_factory=dict[str, Callable[[], Scorer]]
-    )
-    """Source -> the same trained model with that source hidden from it."""
-
-
-Made = Mapping[str, Fitted]
-"""By domain."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """What one training gets."""
-
-    splits: Mapping[str, Split]
-    """All domains, or the one to train."""
-    validations: Mapping[str, Validation]
-    config: RunConfig
-    """With the seed of this job; settings that are not tuned stay as they are here."""
-    alone: Mapping[str, Pretrained]
-    """The tuned SMF of every domain, for models that start from it; else empty."""
-    n_threads: int
-    max_bytes: int = MAX_BYTES
-    """What a training may take, for models that refuse to take more."""
-
-    @property
-    def seed(self) -> Seed:
-        """The root of all random streams of the job."""
-        return Seed(self.config.seed)
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much one training is about; enough to tell what memory it needs."""
-
-    n_users: int
-    n_items: tuple[int, ...]
-    """Of each domain that is trained."""
-    n_pairs: int
-    """Of these domains together."""
-    dim: int
-    n_domains: int
-    """Of all domains, trained or not."""
-
-
-Needs = Callable[[Size], int]
-"""A bound of the bytes that a training takes beside the data, tuning and measuring included."""
-
-
-def _vectors(tables: int) -> Needs:
-    """So many tables of vectors, one row for each user and item of each domain."""
-
-    def needs(size: Size) -> int:
-        rows = sum(size.n_users + n_items for n_items in size.n_items)
-        return 2 * TILE_BYTES + 4 * tables * size.dim * rows + 64 * size.n_pairs
-
-    return needs
-
-
-_FACTORS = _vectors(8)
-
-
-def _wide_vectors(size: Size) -> int:
-    return _FACTORS(replace(size, dim=size.dim * size.n_domains))
-
-
-def _attentive(size: Size) -> int:
-    """As `ga_mtcdr` says, for its batches of 4,096 users."""
-    attention = 40 * size.n_domains**2 * size.dim * size.n_users
-    return _vectors(16)(size) + attention + 12 * 4096 * max(size.n_items)
-
-
-def _squares(size: Size) -> int:
-    """The inverse (8 bytes a cell), its weights, and those of the best try (4 each)."""
-    return 2 * TILE_BYTES + 16 * sum(size.n_items) ** 2 + 64 * size.n_pairs
-
-
-def _neighbors(size: Size) -> int:
-    """As `item_knn` says, for the most neighbours that are tried, and the best try's own."""
-    kept = sum(n_items * min(n_items, _MOST_NEIGHBORS) for n_items in size.n_items)
-    return 2 * TILE_BYTES + 48 * kept + 64 * size.n_pairs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """One row of the comparison."""
-
-    sees: Sees
-    """What of the domains it learns from: one alone, user embeddings of all, or everything."""
-    fit: Callable[[Task, Settings], Made]
-    space: Space = field(default_factory=dict[str, Range | Choice])
-    """What is tuned: dotted names are settings of the run, others of the model."""
-    joint: bool = False
-    """Whether all domains are trained together; they are then tuned on their mean."""
-    starts_from_smf: bool = False
-    control: bool = False
-    """Whether it is there to explain others' gains, and never the best of its kind."""
-    needs: Needs = _FACTORS
-
 
 # 1. Models of one domain
 
@@ -398,7 +288,7 @@ _HEROGRAPH: Space = {
 }
 _GA: Space = {
     "learning_rate": Range(5e-4, 6e-3),
-    "doublings": Range(1, 3, log=False),
+    "doublings": Range(1, 2, log=False),
     "regularization": Range(1e-6, 1e-3),
     "return_weight": Range(0.1, 10.0),
 }
@@ -424,7 +314,7 @@ def _ablation(space: Space, **fixed: Any) -> Model:
 
 
 def _control(
-    sees: Sees, fit: Callable[[Task, Settings], Made], space: Space, needs: Needs = _FACTORS
+    sees: Sees, fit: Callable[[Task, Settings], Made], space: Space, needs: Needs = FACTORS
 ) -> Model:
     return Model(sees, fit, space, joint=True, starts_from_smf=True, control=True, needs=needs)
 
@@ -433,34 +323,34 @@ MODELS: Mapping[str, Model] = {
     "pop": Model("own data", _pop),
     "item_knn": Model(
         "own data", _item_knn,
-        {"neighbors": Range(10, _MOST_NEIGHBORS), "shrinkage": Range(0.1, 100.0),
-         "activity_power": Range(0.0, 1.5, log=False)}, needs=_neighbors,
+        {"neighbors": Range(10, MOST_NEIGHBORS), "shrinkage": Range(0.1, 100.0),
+         "activity_power": Range(0.0, 1.5, log=False)}, needs=neighbors_kept,
     ),
-    "ease": Model("own data", _ease, {"regularization": Range(3.0, 3000.0)}, needs=_squares),
+    "ease": Model("own data", _ease, {"regularization": Range(3.0, 3000.0)}, needs=squares),
     "ials": Model(
         "own data", _ials,
         {"unobserved_weight": Range(0.02, 0.5), "regularization": Range(3e-3, 5e-2)},
     ),
     "light_gcn": Model(
-        "own data", _light_gcn, {**_GRAPH, "regularization": Range(1e-4, 1e-2)}, needs=_vectors(18)
+        "own data", _light_gcn, {**_GRAPH, "regularization": Range(1e-4, 1e-2)}, needs=vectors(18)
     ),
     "smf": Model("own data", _smf, _BPR),
-    "smf_wide": Model("own data", _wide_smf, _BPR, needs=_wide_vectors),
+    "smf_wide": Model("own data", _wide_smf, _BPR, needs=wide_vectors),
     "cmf": Model("all raw data", _cmf, _BPR, joint=True),
     "mpf": Model("all raw data", _mpf, {**_BPR, "own_strength": Range(0.3, 10.0)}, joint=True),
     "herograph": Model(
         "all raw data", _herograph,
         {**_HEROGRAPH, "layers": Choice((1, 2)), "neighbours": Range(4, 64)}, joint=True,
-        needs=_vectors(32),
+        needs=vectors(32),
     ),
     "herograph_l": Model(
-        "all raw data", _herograph_l, _HEROGRAPH, joint=True, needs=_vectors(24)
+        "all raw data", _herograph_l, _HEROGRAPH, joint=True, needs=vectors(24)
     ),
     # not pairs but user embeddings, and slopes of the matrices that map them, go between domains
-    "ga_mtcdr": Model("user embeddings", _ga_mtcdr, _GA, joint=True, needs=_attentive),
+    "ga_mtcdr": Model("user embeddings", _ga_mtcdr, _GA, joint=True, needs=attentive),
     "ga_mtcdr_p": Model(
         "user embeddings", _ga_mtcdr_p, {**_GA, "pull": Range(1e-3, 10.0)}, joint=True,
-        needs=_attentive,
+        needs=attentive,
     ),
     "smf_ae": _ablation(_ART, cat__loss="reconstruction", art__sources="none"),
     "smf_cat": _ablation({**_ART, **_CONTRAST}, art__sources="none"),
@@ -470,12 +360,12 @@ MODELS: Mapping[str, Model] = {
     "cat_art": _ablation(_WHOLE),
     "items_control": _control("own data", _items_control, _ART),
     "cat_art_shuffled": _control("user embeddings", _shuffled, _WHOLE),
-    "cat_art_noise": _control("user embeddings", _with_noise, _WHOLE, needs=_vectors(16)),
+    "cat_art_noise": _control("user embeddings", _with_noise, _WHOLE, needs=vectors(16)),
     "pooled_smf": Model("all raw data", _pooled_smf, _BPR, joint=True),
     "pooled_ease": Model(
         "all raw data", _pooled_ease,
         {"regularization": Range(10.0, 3000.0), "source_weight": Range(0.05, 1.0)}, joint=True,
-        needs=_squares,
+        needs=squares,
     ),
 }  # fmt: skip
 """By the name in options and files."""

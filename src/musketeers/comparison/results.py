@@ -8,7 +8,8 @@ from statistics import mean, stdev
 import numpy as np
 from jaxtyping import Float64
 
-from musketeers.comparison.models import MODELS, Sees
+from musketeers.comparison.model import Sees
+from musketeers.comparison.models import MODELS
 from musketeers.comparison.study import Study
 from musketeers.errors import RunError
 from musketeers.evaluation.compare import Cell, Difference, compare, corrected_together, pool

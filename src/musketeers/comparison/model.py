@@ -1,0 +1,78 @@
+"""What a comparison asks of a model, and what it gets back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from musketeers.baselines.ease import MAX_BYTES
+from musketeers.comparison.needs import FACTORS, Needs
+from musketeers.comparison.space import Choice, Range, Space
+from musketeers.config import RunConfig
+from musketeers.data.domains import Split
+from musketeers.evaluation.validation import Validation
+from musketeers.pretrain.mf import Pretrained
+from musketeers.protocols import Scorer
+from musketeers.seeding import Seed
+from musketeers.training import History
+
+Sees = Literal["own data", "user embeddings", "all raw data"]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """What one training made of one domain."""
+
+    scorer: Scorer
+    history: tuple[History, ...] = ()
+    """One for each strength tried; of domains that learn together the same, by their mean."""
+    start: Pretrained | None = None
+    """What other models start from."""
+    attention: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Source -> mean weight, see `Transferred.attention`."""
+    without: Mapping[str, Callable[[], Scorer]] = field(
+        default_factory=dict[str, Callable[[], Scorer]]
+    )
+    """Source -> the same trained model with that source hidden from it."""
+
+
+Made = Mapping[str, Fitted]
+"""By domain."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What one training gets."""
+
+    splits: Mapping[str, Split]
+    """All domains, or the one to train."""
+    validations: Mapping[str, Validation]
+    config: RunConfig
+    """With the seed of this job; settings that are not tuned stay as they are here."""
+    alone: Mapping[str, Pretrained]
+    """The tuned SMF of every domain, for models that start from it; else empty."""
+    n_threads: int
+    max_bytes: int = MAX_BYTES
+    """What a training may take, for models that refuse to take more."""
+
+    @property
+    def seed(self) -> Seed:
+        """The root of all random streams of the job."""
+        return Seed(self.config.seed)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One row of the comparison."""
+
+    sees: Sees
+    """What of the domains it learns from: one alone, user embeddings of all, or everything."""
+    fit: Callable[[Task, Settings], Made]
+    space: Space = field(default_factory=dict[str, Range | Choice])
+    """What is tuned: dotted names are settings of the run, others of the model."""
+    joint: bool = False
+    """Whether all domains are trained together; they are then tuned on their mean."""
+    starts_from_smf: bool = False
+    control: bool = False
+    """Whether it is there to explain others' gains, and never the best of its kind."""
+    needs: Needs = FACTORS

@@ -1,0 +1,63 @@
+"""How much memory a model's training takes, told before it starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from musketeers.ranking import TILE_BYTES
+
+MOST_NEIGHBORS = 500
+"""The most of them that ItemKNN is tuned with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much one training is about; enough to tell what memory it needs."""
+
+    n_users: int
+    n_items: tuple[int, ...]
+    """Of each domain that is trained."""
+    n_pairs: int
+    """Of these domains together."""
+    dim: int
+    n_domains: int
+    """Of all domains, trained or not."""
+
+
+Needs = Callable[[Size], int]
+"""A bound of the bytes that a training takes beside the data, tuning and measuring included."""
+
+
+def vectors(tables: int) -> Needs:
+    """So many tables of vectors, one row for each user and item of each domain."""
+
+    def needs(size: Size) -> int:
+        rows = sum(size.n_users + n_items for n_items in size.n_items)
+        return 2 * TILE_BYTES + 4 * tables * size.dim * rows + 64 * size.n_pairs
+
+    return needs
+
+
+FACTORS = vectors(8)
+"""Enough for a model of users' and items' vectors, trained here."""
+
+
+def wide_vectors(size: Size) -> int:
+    """As many dimensions as all domains have together."""
+    return FACTORS(replace(size, dim=size.dim * size.n_domains))
+
+
+def attentive(size: Size) -> int:
+    """As `ga_mtcdr` says, for its batches of 4,096 users."""
+    attention = 40 * size.n_domains**2 * size.dim * size.n_users
+    return vectors(16)(size) + attention + 12 * 4096 * max(size.n_items)
+
+
+def squares(size: Size) -> int:
+    """The inverse (8 bytes a cell), its weights, and those of the best try (4 each)."""
+    return 2 * TILE_BYTES + 16 * sum(size.n_items) ** 2 + 64 * size.n_pairs
+
+
+def neighbors_kept(size: Size) -> int:
+    """As `item_knn` says, for the most neighbours that are tried, and the best try's own."""
+    kept = sum(n_items * min(n_items, MOST_NEIGHBORS) for n_items in size.n_items)
+    return 2 * TILE_BYTES + 48 * kept + 64 * size.n_pairs
