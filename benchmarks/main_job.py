@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from data_sets import settings
 
-from musketeers import demo
-from musketeers.config import DataConfig, RunConfig
+from musketeers.config import RunConfig
 from musketeers.controls import items_control
 from musketeers.data import readers
 from musketeers.data.domains import Domain, Domains, Split
@@ -39,25 +39,8 @@ from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
-PRESETS: dict[str, tuple[str, tuple[str, ...], int]] = {
-    "anime4": ("anime", ("tv", "movie", "ova", "special"), 5),
-    "anime4-common": ("anime", ("tv", "movie", "ova", "special"), 5),
-    "amazon4": ("amazon4", ("food", "kitchen", "beauty", "electronics"), 3),
-    "epinions5": ("epinions", ("cat_03", "cat_04", "cat_05", "cat_10", "cat_19"), 3),
-    "journey6": ("", (), 5),
-}
-
-
-def configured(preset: str, folder: Path, scratch: Path) -> tuple[RunConfig, Path]:
-    """The settings of a preset, and what its paths are relative to; all else is default."""
-    where, names, core = PRESETS[preset]
-    if preset == "journey6":
-        config = demo.prepare(scratch, other=scratch / "run")
-        loaded = demo.settings.load(config)
-        return loaded, scratch
-    domains = {name: f"{where}/{name}.parquet" for name in names}
-    data = DataConfig(domains=domains, min_user=core, min_item=core)
-    return RunConfig(data=data), folder
+COMMON = "anime4-common"
+PRESETS = ("anime4", COMMON, "amazon4", "epinions5", "journey6")
 
 
 def known_everywhere(domains: Domains) -> Domains:
@@ -80,9 +63,13 @@ def _kept(domain: Domain, keep: np.ndarray) -> Domain:
 def measure(preset: str, seed: int, folder: Path, out: Path, threads: int) -> None:
     """One seed of one preset: the seed changes the split and everything random in training."""
     with tempfile.TemporaryDirectory() as scratch:
-        config, base = configured(preset, folder, Path(scratch))
+        name = "anime4" if preset == COMMON else preset
+        found = settings(name, folder, Path(scratch))
+        if found is None:
+            raise SystemExit(f"--data {folder} lacks {name}")
+        config, base = found
         domains = readers.read(config.data, base=base).domains
-    if preset == "anime4-common":
+    if preset == COMMON:
         domains = known_everywhere(domains)
     config = config.model_copy(update={"seed": seed})
     splits = split(domains, config.split, Seed(seed))

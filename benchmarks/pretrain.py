@@ -23,11 +23,10 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 import torch
+from data_sets import SETS, settings
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from musketeers import config as configuration
-from musketeers import demo
 from musketeers.config import (
     ArtConfig,
     CatConfig,
@@ -55,12 +54,6 @@ DIM = 64
 N_THREADS = 2
 OURS = "musketeers"
 PEERS_FILE = Path(__file__).with_name("peers.txt")
-PRESETS = {
-    "anime4": ("anime", ("tv", "movie", "ova", "special"), 5),
-    "amazon4": ("amazon4", ("food", "kitchen", "beauty", "electronics"), 3),
-    "epinions5": ("epinions", ("cat_03", "cat_04", "cat_05", "cat_10", "cat_19"), 3),
-}
-"""Name -> folder, domains, and the interactions that every user and item must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,30 +148,19 @@ def synthetic(plan: Plan) -> DataSet:
 
 def presets(folder: Path | None) -> Iterator[DataSet]:
     """The real data sets that are there; says which are not."""
-    for name, (place, domains, least) in PRESETS.items():
-        files = {domain: f"{place}/{domain}.parquet" for domain in domains}
-        if folder is None or not all((folder / file).is_file() for file in files.values()):
-            print(
-                f"{name}: left out; --data names no folder with {place}/{domains[0]}.parquet, ..."
-            )
-            continue
-        data = DataConfig(domains=files, min_user=least, min_item=least)
-        yield _read(name, RunConfig(dim=DIM, data=data), folder)
-    try:
-        yield journey()
-    except DataError as error:
-        print(f"journey6: left out; {error}")
-
-
-def journey() -> DataSet:
-    """The demo's data, prepared by the demo; `DataError` where they are not installed."""
-    with tempfile.TemporaryDirectory() as made:
-        path = demo.prepare(Path(made), other=Path(made))
-        return _read("journey6", configuration.load(path), Path(made))
-
-
-def _read(name: str, config: RunConfig, base: Path) -> DataSet:
-    return DataSet(name, readers.read(config.data, base=base).domains, config)
+    for name in SETS:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                found = settings(name, folder, Path(scratch))
+            except DataError as error:
+                print(f"{name}: left out; {error}")
+                continue
+            if found is None:
+                print(f"{name}: left out; --data names no folder with it")
+                continue
+            config, base = found
+            domains = readers.read(config.data, base=base).domains
+            yield DataSet(name, domains, config.model_copy(update={"dim": DIM}))
 
 
 # 2. Peers

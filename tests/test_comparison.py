@@ -616,7 +616,9 @@ def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
     monkeypatch.setattr(ranking, "TILE_BYTES", 2**18)
     monkeypatch.setattr(needs, "TILE_BYTES", 2**18)
     model = MODELS[name]
-    settings = {"max_epochs": 2} if name in ("ials", "light_gcn", "herograph", "herograph_l") else {}
+    settings = (
+        {"max_epochs": 2} if name in ("ials", "light_gcn", "herograph", "herograph_l") else {}
+    )
     config = configuration.parse(
         {"dim": 64, "data": {"domains": {"tv": "a", "film": "b"}},
          "pretrain": {"max_epochs": 2, "tries": 2}}, "test",
