@@ -76,7 +76,7 @@ def same_state(out: Path) -> str:
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["tree"] != tree:
         raise SystemExit(
-            f"{out} holds results of commit {state['commit']}; give another --out, or check that out"
+            f"{out} holds results of commit {state['commit']}; check it out, or give another --out"
         )
     return state["commit"]
 
@@ -93,7 +93,7 @@ def git(*words: str) -> str:
 def page(asked: argparse.Namespace, commit: str) -> Iterator[str]:
     """The generated part, in lines."""
     sets = " ".join(asked.sets)
-    yield f"## {date.today()}: {asked.seeds} seeds, {asked.tries} tries for each model\n"
+    yield f"## {date.today()}: seeds: {asked.seeds}, tries for each model: {asked.tries}\n"
     yield (
         f"    python benchmarks/results.py --data FOLDER --out OUT --seeds {asked.seeds} "
         f"--tries {asked.tries} --sets {sets}\n"
