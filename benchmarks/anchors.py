@@ -4,8 +4,9 @@
 
 EASE against LensKit, ItemKNN and iALS against implicit, LightGCN against PyTorch Geometric: on the
 same split, each side tuned by the same search with the same number of tries on the same validation
-users, ranked and measured by our evaluation.  The packages are in peers.txt and anchors.txt.  Prints a table and,
-as the last line, one JSON object; `--out` also writes that to a file, which results.py shows.
+users, ranked and measured by our evaluation.  The packages are in peers.txt and anchors.txt.
+Prints a table and, as the last line, one JSON object; `--out` also writes that to a file, which
+results.py shows.
 """
 
 import argparse

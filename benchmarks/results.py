@@ -190,7 +190,7 @@ def by_user(file: Path) -> dict[str, dict[str, PerUser]]:
         .filter(pl.col("metric") == METRIC)
         .group_by("model", "domain", "user_id")
         .agg(pl.col("value").mean())
-        .sort("user_id")
+        .sort("domain", "user_id")
         .collect()
     )
     found: dict[str, dict[str, PerUser]] = {}
