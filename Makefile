@@ -18,9 +18,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 demo: $(VENV)/demo.stamp
 	@$(BIN)/musketeers demo
 
-# more OpenMP threads than cores make small tensors wait for each other
+# more OpenMP threads than cores make small tensors wait for each other; a file stays with one
+# process, which compiles its loops once
 test: $(VENV)/test.stamp
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

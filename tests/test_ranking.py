@@ -202,3 +202,9 @@ def test_the_impossible_is_refused_in_one_line():
     for message, (users, k, table) in refused.items():
         with pytest.raises(DataError, match=message):
             top_k(scorer, users, k=k, seen=table, n_threads=1)
+
+
+@given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=60), st.data())
+def test_the_kth_largest_is_where_sorting_puts_it(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    assert module.kth_largest(np.array(values, np.float32), k) == sorted(values)[-k]

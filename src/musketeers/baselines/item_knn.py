@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from musketeers.baselines.linear import Linear, history
 from musketeers.data.domains import Split
 from musketeers.errors import ConfigError
+from musketeers.ranking import kth_largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _keep(others, values, neighbors, similarities):
     most = len(neighbors)
     least, ties = -np.inf, 0
     if len(values) > most:
-        least = np.partition(values, len(values) - most)[len(values) - most]
+        least = kth_largest(values.copy(), most)
         ties = most - np.sum(values > least)
     kept = 0
     for j in range(len(values)):
