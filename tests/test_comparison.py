@@ -557,7 +557,6 @@ def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
 def test_one_seed_that_fails_is_in_the_report_and_the_others_are_used(small, tmp_path, capsys):
     config, folder = small
     options = {"models": ["pop", "ease"], "n_tries": 1, "n_processes": 1}
-    command.run(config, folder, tmp_path / "good", n_seeds=2, **options)
     # a result that cannot be written, in the second seed alone
     out = tmp_path / "out"
     blocked = out / "jobs" / "1" / "ease"
@@ -569,21 +568,20 @@ def test_one_seed_that_fails_is_in_the_report_and_the_others_are_used(small, tmp
         with pytest.raises(RunError, match=message):
             command.run(config, folder, out, n_seeds=2, **options)
     text = json.loads((out / "results.json").read_text())
-    good = json.loads((tmp_path / "good" / "results.json").read_text())
     assert set(text["failed"]) == {"seed 1, ease, tv", "seed 1, ease, film"}
-    assert text["models"]["pop"] == good["models"]["pop"]
-    one, both = (
-        next(c for c in found["details"]["ease"]["cells"] if c["metric"] == "ndcg@10")
-        for found in (text, good)
-    )
-    assert one["by_seed"] == both["by_seed"][:1]
     assert "seed 1, ease, tv" in (out / "report.html").read_text()
     capsys.readouterr()
     blocked.unlink()
     command.run(config, folder, out, n_seeds=2, resume=True, **options)
     again = json.loads((out / "results.json").read_text())
     assert again["failed"] == {}
-    assert again["models"] == good["models"]
+    assert again["models"]["pop"] == text["models"]["pop"]
+    one, both = (
+        next(c for c in found["details"]["ease"]["cells"] if c["metric"] == "ndcg@10")
+        for found in (text, again)
+    )
+    assert one["by_seed"] == both["by_seed"][:1]
+    assert len(both["by_seed"]) == 2
 
 
 def in_a_folder_with(blocked):
@@ -627,10 +625,11 @@ def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
     for n_users in (60, 2000):  # what is compiled or imported the first time does not count
         splits = made[n_users].splits if model.joint else {"tv": made[n_users].splits["tv"]}
         looked_at = validations(splits, Seed(0), n_threads=1)
-        tracemalloc.start()
+        if n_users == 2000:
+            tracemalloc.start()
         model.fit(Task(splits, looked_at, config, {}, 1), settings)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     needed = model.needs(size_of(made[2000], model, dim=64))
     assert 0 < peak <= needed
 

@@ -342,9 +342,9 @@ def test_domains_that_do_not_match_are_refused(model):
 
 
 def test_memory_is_stated_before_it_is_taken():
-    splits = two(n_users=2000, n_items=500, pairs_per_user=20)
-    settings = HeroGraphSettings(GraphSettings(layers=2, max_epochs=2, batch_size=1024))
-    with pytest.raises(ConfigError, match=r"^HeroGRAPH of 2,000 users, .* max_bytes = 1; raise"):
+    splits = two(n_users=1000, n_items=300, pairs_per_user=20)
+    settings = HeroGraphSettings(GraphSettings(layers=2, max_epochs=1, batch_size=2048))
+    with pytest.raises(ConfigError, match=r"^HeroGRAPH of 1,000 users, .* max_bytes = 1; raise"):
         pooling(splits, replace(settings, max_bytes=1), dim=32)
     pooling(splits, settings, dim=32)
     tracemalloc.start()
