@@ -241,11 +241,11 @@ def test_kill_at_random_moments(base, expected, tmp_path):
     """No handler, no farewell: whatever is on the disk then has to do."""
     out, rng = tmp_path / "run", np.random.default_rng(0)
     n_killed = 0
-    for _ in range(5):
+    for _ in range(4):
         n_epochs, wait = int(rng.integers(1, 7)), float(rng.uniform(0, 0.03))
         n_killed += killed_after(base, out, n_epochs=n_epochs, wait=wait)
-    assert n_killed >= 4
+    assert n_killed >= 3
     finished = run(base, out, resume=True)
     assert digests(out) == expected
-    assert len(finished.manifest["resumed"]) >= 4
+    assert len(finished.manifest["resumed"]) >= 3
     assert not list(out.rglob(f"{artifacts.DRAFT_PREFIX}*"))
