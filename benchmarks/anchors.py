@@ -49,7 +49,7 @@ Settings = Mapping[str, Any]
 class Peer:
     """Another library's version of one of our models."""
 
-    library: str
+    package: str
     fit: Callable[[Split, Validation, Settings], Scorer]
     space: Space
 
@@ -172,16 +172,16 @@ def measured(name: str, task: Task, n_tries: int) -> dict[str, Any]:
     peer, ours = PEERS[name], MODELS[name]
     fits = {
         "musketeers": (lambda chosen: ours.fit(task, chosen)[domain].scorer, ours.space),
-        peer.library: (lambda chosen: peer.fit(part, looked_at, chosen), peer.space),
+        peer.package: (lambda chosen: peer.fit(part, looked_at, chosen), peer.space),
     }
     tested: dict[str, PerUser] = {}
     for library, (fit, space) in fits.items():
         found = tune(fit, looked_at.ndcg, space, n_tries=n_tries, seed=task.seed.child("tuning"))
         tested[library] = evaluate(found.made, part.test, part.seen(), n_threads=1)
-    cells = compare({domain: tested["musketeers"]}, {domain: tested[peer.library]})
+    cells = compare({domain: tested["musketeers"]}, {domain: tested[peer.package]})
     cell = cells[domain, "ndcg@10"]
     return {
-        "model": name, "library": peer.library, "ours": cell.mean_a, "theirs": cell.mean_b,
+        "model": name, "package": peer.package, "ours": cell.mean_a, "theirs": cell.mean_b,
         "low": cell.low, "high": cell.high, "p": cell.p,
     }  # fmt: skip
 
@@ -215,12 +215,12 @@ def main() -> None:
                 print(
                     f"{name:10} {domain:12} {model:10} {100 * row['ours']:7.2f} "
                     f"{100 * row['theirs']:7.2f}  {100 * (row['ours'] - row['theirs']):+.2f} "
-                    f"({100 * row['low']:+.2f}..{100 * row['high']:+.2f}) {row['library']}",
+                    f"({100 * row['low']:+.2f}..{100 * row['high']:+.2f}) {row['package']}",
                     flush=True,
                 )
     result = {
         "name": "anchors", "tries": asked.tries, "rows": rows,
-        "versions": {peer.library: version(peer.library) for peer in PEERS.values()},
+        "versions": {peer.package: version(peer.package) for peer in PEERS.values()},
     }  # fmt: skip
     if asked.out:
         asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

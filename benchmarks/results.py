@@ -212,7 +212,7 @@ def anchored(found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|--:|--:|--:|"
     for row in sorted(found["rows"], key=lambda row: row["model"]):
         yield (
-            f"| {model_name(row['model'])} | {row['library']} | {row['set']} | {row['domain']} | "
+            f"| {model_name(row['model'])} | {row['package']} | {row['set']} | {row['domain']} | "
             f"{100 * row['ours']:.2f} | {100 * row['theirs']:.2f} | "
             f"{100 * (row['ours'] - row['theirs']):+.2f} "
             f"({100 * row['low']:+.2f}..{100 * row['high']:+.2f}) |"
