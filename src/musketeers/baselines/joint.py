@@ -15,17 +15,17 @@ from musketeers.training import History
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
-    """Domains that learned together, at the epoch and strength that validation chose."""
+    """Domains that learned together, at the setting and epoch that validation chose."""
 
     factors: Mapping[str, Factors]
     """One model per domain."""
     regularization: float
     histories: tuple[History, ...]
-    """One for each strength tried, in that order."""
+    """One for each setting tried, in that order."""
 
     @property
     def history(self) -> History:
-        """Of the strength that was chosen."""
+        """Of the setting that was chosen."""
         return max(self.histories, key=lambda history: history.best.valid)
 
 

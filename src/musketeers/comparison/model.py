@@ -25,7 +25,7 @@ class Fitted:
 
     scorer: Scorer
     history: tuple[History, ...] = ()
-    """One for each strength tried; of domains that learn together the same, by their mean."""
+    """One for each setting tried; of domains that learn together the same, by their mean."""
     start: Pretrained | None = None
     """What other models start from."""
     attention: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -121,7 +121,7 @@ def curve(
     sign: int = 1,
     end: str = "",
 ) -> str:
-    """Validation values by epoch, larger is better, a curve for each strength tried.
+    """Validation values by epoch, larger is better, a curve for each training tried.
 
     They are shown times `sign`; `what` names the value, `name` and `stage` what learned.
     """
