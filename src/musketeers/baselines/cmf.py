@@ -30,7 +30,7 @@ class CmfSettings:
     """How CMF learns."""
 
     bpr: PretrainConfig = field(default_factory=PretrainConfig)
-    """As a domain alone learns; the search for strength and rate looks at the mean of the domains."""
+    """As a domain alone learns; its search looks at the mean of the domains."""
     negatives: str = "in-domain"
     """Items an observed one is compared with: of its own domain, or (global) of all domains."""
 

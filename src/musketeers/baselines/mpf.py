@@ -31,7 +31,7 @@ class MpfSettings:
     """How MPF learns."""
 
     bpr: PretrainConfig = field(default_factory=PretrainConfig)
-    """As a domain alone learns; the search for strength and rate looks at the mean of the domains."""
+    """As a domain alone learns; its search looks at the mean of the domains."""
     own_strength: float = 2.0
     """L2 strength of Delta as a multiple of the other vectors'; the larger, the more like CMF."""
     own_strengths: Mapping[str, float] = field(default_factory=dict[str, float])
