@@ -27,16 +27,16 @@ from scipy.sparse import csr_array, csr_matrix
 from threadpoolctl import threadpool_limits
 
 from musketeers.baselines.linear import Linear, history
-from musketeers.comparison.model import Task
-from musketeers.comparison.models import MODELS
-from musketeers.comparison.space import Choice, Range, Space
-from musketeers.comparison.tuning import tune
 from musketeers.data import readers
 from musketeers.data.domains import Split
 from musketeers.data.splits import split
 from musketeers.evaluation.compare import compare
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.validation import Validation
+from musketeers.models.model import Task
+from musketeers.models.registry import MODELS
+from musketeers.models.space import Choice, Range, Space
+from musketeers.models.tuning import tune
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed

@@ -24,10 +24,10 @@ import polars as pl
 from data_sets import SETS, settings
 
 from musketeers.comparison import command
-from musketeers.comparison.models import MODELS
 from musketeers.errors import RunError
 from musketeers.evaluation.compare import Difference, compare
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.models.registry import MODELS
 from musketeers.report.words import duration, model_name
 
 ROOT = Path(__file__).parent.parent

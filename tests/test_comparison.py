@@ -19,17 +19,12 @@ from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
 from musketeers import ranking
-from musketeers.comparison import command, files, jobs, models, needs, page, tables
+from musketeers.comparison import command, files, jobs, page, tables
 from musketeers.comparison import study as study_module
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
-from musketeers.comparison.model import Task
-from musketeers.comparison.models import MODELS
-from musketeers.comparison.needs import Size
 from musketeers.comparison.results import results
-from musketeers.comparison.space import Choice, Range
 from musketeers.comparison.study import Study, checked, compare_models
-from musketeers.comparison.tuning import tune
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.synthetic import planted
@@ -37,6 +32,12 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.models import needs, registry
+from musketeers.models.model import Task
+from musketeers.models.needs import Size
+from musketeers.models.registry import MODELS
+from musketeers.models.space import Choice, Range
+from musketeers.models.tuning import tune
 from musketeers.pipeline import validations
 from musketeers.seeding import Seed
 
@@ -109,7 +110,7 @@ def test_every_setting_that_is_tuned_exists():
 def test_graph_models_of_all_domains_are_tuned_in_both_their_parts(name, monkeypatch):
     given = []
     monkeypatch.setattr(
-        models,
+        registry,
         name,
         lambda *args, dim: given.append(args[2]) or SimpleNamespace(factors={}, history=None),
     )

@@ -11,9 +11,10 @@ from musketeers.controls import items_control, shuffled_alignment, with_noise_do
 from musketeers.data.synthetic import planted
 from musketeers.errors import DataError
 from musketeers.evaluation.evaluate import evaluate
+from musketeers.models.model import unwatched
 from musketeers.pipeline import art, cat_art, exchanged, smf, validations
 from musketeers.seeding import Seed
-from musketeers.training import History, Unwatched
+from musketeers.training import History
 
 NAMES = ("a", "b", "c")
 
@@ -29,10 +30,6 @@ def settings(names=NAMES, seed=0):
     )
 
 
-def no_files(stage, domain):
-    return Unwatched()
-
-
 @pytest.fixture(scope="module")
 def splits():
     return planted(NAMES, Seed(0), common=0.9, known=0.8).splits
@@ -40,17 +37,17 @@ def splits():
 
 @pytest.fixture(scope="module")
 def models(splits):
-    return cat_art(splits, settings(), no_files, n_threads=1)
+    return cat_art(splits, settings(), unwatched, n_threads=1)
 
 
 @pytest.fixture(scope="module")
 def control(splits, models):
-    return items_control(splits, models.alone, settings(), no_files, n_threads=1)
+    return items_control(splits, models.alone, settings(), unwatched, n_threads=1)
 
 
 @pytest.fixture(scope="module")
 def shuffled(splits, models):
-    return shuffled_alignment(splits, models.alone, settings(), no_files, n_threads=1)
+    return shuffled_alignment(splits, models.alone, settings(), unwatched, n_threads=1)
 
 
 def ndcg(models, splits):
@@ -79,7 +76,7 @@ def test_the_items_control_does_not_depend_on_what_the_domains_share(splits, mod
     """It is stage 3 of the same seed, with nobody known elsewhere."""
     hidden = exchanged(splits, models.alone).hidden()
     aligned = models.aligned.users
-    again = art(splits, models.alone, hidden, aligned, settings(), no_files, n_threads=1)
+    again = art(splits, models.alone, hidden, aligned, settings(), unwatched, n_threads=1)
     assert bits(again) == bits(control)
 
 
@@ -95,8 +92,8 @@ def test_among_strangers_nothing_but_items_can_gain(seed):
     splits = planted(NAMES, Seed(seed), common=0.9, known=0.8).splits
     config = settings(seed=seed)
     config = config.model_copy(update={"art": ArtConfig(items="fixed", max_epochs=20)})
-    alone = smf(splits, config, no_files, n_threads=1)
-    found = shuffled_alignment(splits, alone, config, no_files, n_threads=1)
+    alone = smf(splits, config, unwatched, n_threads=1)
+    found = shuffled_alignment(splits, alone, config, unwatched, n_threads=1)
     assert ndcg(found, splits) == pytest.approx(ndcg(alone, splits), abs=0.002)
     assert sum(made.kept for made in found.values()) <= 1
 
@@ -121,7 +118,7 @@ def test_strangers_are_whole_domains_permuted_but_for_the_target(splits, models,
     monkeypatch.setattr(
         controls, "align", lambda shared, *_: Aligned(shared.values[:, 0], 1.0, {}, History(()))
     )
-    shuffled_alignment(splits, models.alone, settings(), no_files, n_threads=1)
+    shuffled_alignment(splits, models.alone, settings(), unwatched, n_threads=1)
     true = exchanged(splits, models.alone)
     for target, (shared, aligned) in told.items():
         np.testing.assert_array_equal(aligned, shared.values[:, 0])
@@ -143,10 +140,10 @@ def test_strangers_depend_on_the_seed_alone(splits):
             "art": ArtConfig(max_epochs=2),
         }
     )
-    alone = smf(splits, short, no_files, n_threads=1)
+    alone = smf(splits, short, unwatched, n_threads=1)
 
     def losses(config):
-        found = shuffled_alignment(splits, alone, config, no_files, n_threads=1)
+        found = shuffled_alignment(splits, alone, config, unwatched, n_threads=1)
         return [epoch.train_loss for made in found.values() for epoch in made.history.epochs]
 
     assert losses(short) == losses(short)
@@ -197,7 +194,7 @@ def test_noise_that_cannot_be_is_refused(splits, settings, message):
 def test_a_domain_of_noise_takes_little_from_the_gain(splits, models):
     noisy = with_noise_domain(splits, Seed(0), n_items=80)
     config = settings(tuple(noisy))
-    found = cat_art(noisy, config, no_files, n_threads=1)
+    found = cat_art(noisy, config, unwatched, n_threads=1)
     for name in NAMES:
         assert (
             found.alone[name].factors.users.tobytes() == models.alone[name].factors.users.tobytes()

@@ -15,11 +15,11 @@ from musketeers.baselines.ga_mtcdr import GaMtcdrSettings, ga_mtcdr
 from musketeers.baselines.ga_network import AttentiveTowers, cross_entropy, directions
 from musketeers.baselines.node2vec import Node2vecSettings
 from musketeers.baselines.popularity import popularity
-from musketeers.comparison.model import Task
-from musketeers.comparison.models import MODELS
 from musketeers.data.domains import Split
 from musketeers.data.synthetic import planted
 from musketeers.errors import ConfigError, DataError
+from musketeers.models.model import Task
+from musketeers.models.registry import MODELS
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 

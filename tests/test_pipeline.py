@@ -17,6 +17,7 @@ from musketeers.data.splits import split
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.exchange import UserEmbeddings
+from musketeers.models.model import unwatched
 from musketeers.pipeline import cat_art, smf
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
@@ -39,12 +40,8 @@ def settings(seed=0, **sections):
     )
 
 
-def no_files(stage, domain):
-    return Unwatched()
-
-
 def trained(splits, config, *, n_threads=1):
-    return cat_art(splits, config, no_files, n_threads=n_threads)
+    return cat_art(splits, config, unwatched, n_threads=n_threads)
 
 
 def ndcg(scorer, test, seen):
@@ -63,7 +60,7 @@ def gains(splits, seed):
     """
     config = settings(seed)
     models = trained(splits, config)
-    control = items_control(splits, models.alone, config, no_files, n_threads=1)
+    control = items_control(splits, models.alone, config, unwatched, n_threads=1)
     reached = mean_ndcg(models.transferred, splits)
     return reached - mean_ndcg(models.alone, splits), reached - mean_ndcg(control, splits)
 
@@ -118,8 +115,8 @@ def test_a_stage_is_the_same_run_by_hand():
 def test_a_domain_learns_alone_whoever_else_is_there():
     config = settings(pretrain=PretrainConfig(max_epochs=4, tries=2))
     few, many = (planted(names, Seed(0), n_users=120).splits for names in (("a", "b"), NAMES))
-    alone = smf(few, config, no_files, n_threads=1)
-    together = smf(dict(reversed(many.items())), config, no_files, n_threads=1)
+    alone = smf(few, config, unwatched, n_threads=1)
+    together = smf(dict(reversed(many.items())), config, unwatched, n_threads=1)
     for name in ("a", "b"):
         for part in ("users", "items"):
             one, other = (getattr(m[name].factors, part) for m in (alone, together))
@@ -181,7 +178,7 @@ def test_a_few_epochs_on_real_data_beat_popularity():
     reading = readers.read(DataConfig(domains=files), base=REAL)
     config = settings(dim=32, pretrain=PretrainConfig(max_epochs=8, tries=1, regularization=0.07))
     splits = split(reading.domains, config.split, Seed(0))
-    models = smf(splits, config, no_files, n_threads=1)
+    models = smf(splits, config, unwatched, n_threads=1)
     for name, one in splits.items():
         seen = one.seen()
         alone = ndcg(models[name].factors, one.test, seen)

@@ -179,7 +179,7 @@ def expected(recommender, name, asked, *, k, exclude_seen):
         fitted = user < len(recommender.users)
         known = {n for n, d in recommender.domains.items() if fitted and d.known[user]}
         strategy = STRATEGIES[0 if name in known else 1 if known else 2]
-        scorer = domain.popularity if strategy == "popular" else domain.factors
+        scorer = domain.popularity if strategy == "popular" else domain.scorer
         row = np.array([user if fitted else 0])
         seen = domain.seen if exclude_seen and fitted else None
         items, scores = brute_force(scorer, row, k=k, seen=seen)
@@ -276,7 +276,7 @@ def test_ids_that_nobody_here_can_have_are_refused():
 def test_parts_that_disagree_are_refused():
     users, good = small().users, tv()
     five = Vocabulary.of(pl.Series([1, 2, 3, 4, 5]))
-    short = Factors(good.factors.users[:3], good.factors.items)
+    short = Factors(good.scorer.users[:3], good.scorer.items)
     domain = Domain(good.items, good.seen)
     refused = {
         "0 domains and 4 users, one of each is needed": (users, {}),
@@ -289,12 +289,12 @@ def test_parts_that_disagree_are_refused():
         "5 marks of known users for 4 users": (
             users,
             {"tv": DomainModel.of(
-                domain, good.factors, train=table([], n_users=5, n_items=4), transfers=True
+                domain, good.scorer, train=table([], n_users=5, n_items=4), transfers=True
             )},
         ),
         "4 item vectors for 5 items": (
             users, {"tv": DomainModel.of(
-                Domain(five, good.seen), good.factors, train=good.seen, transfers=True
+                Domain(five, good.seen), good.scorer, train=good.seen, transfers=True
             )},
         ),
     }  # fmt: skip
@@ -318,8 +318,8 @@ def test_what_is_saved_comes_back(tmp_path, user_ids):
         again = found.domains[name]
         assert again.items.values.equals(domain.items.values, check_dtypes=True)
         for one, other in (
-            (domain.factors.users, again.factors.users),
-            (domain.factors.items, again.factors.items),
+            (domain.scorer.users, again.scorer.users),
+            (domain.scorer.items, again.scorer.items),
             (domain.popularity.items, again.popularity.items),
             (domain.seen.indptr, again.seen.indptr),
             (domain.seen.items, again.seen.items),
@@ -355,7 +355,7 @@ class TestLoadedFactors(PersonalScorerContract):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "model"
             Recommender.of(ids, {"camps": domain}, {}).save(place)
-            return Recommender.load(place).domains["camps"].factors
+            return Recommender.load(place).domains["camps"].scorer
 
 
 def resaved(folder, *, kind="recommender", about=None, tensors=None, files=None):
@@ -409,8 +409,8 @@ SEEN = [1, 2, 0, 1, 2, 1]  # tv: the ends of the rows are 0 2 5 5 6
         ({"tensors": {"tv/known": np.ones(3, bool)}}, "3 marks of known users for 4 users"),
         ({"tensors": {"tv/seen_items": pairs_of([1, 4, 0, 1, 2, 1])}}, r"span rows 0\.\.4, out"),
         ({"tensors": {"tv/seen_items": pairs_of([-1, 2, 0, 1, 2, 1])}}, r"span rows -1\.\.2"),
-        ({"tensors": {"tv/seen_items": pairs_of([1, 2, 0, 2, 1, 1])}}, "of user row 1 do not asc"),
-        ({"tensors": {"tv/seen_items": pairs_of([1, 1, 0, 1, 2, 1])}}, "of user row 0 do not asc"),
+        ({"tensors": {"tv/seen_items": pairs_of([1, 2, 0, 2, 1, 1])}}, "of row 1 do not asc"),
+        ({"tensors": {"tv/seen_items": pairs_of([1, 1, 0, 1, 2, 1])}}, "of row 0 do not asc"),
         ({"tensors": {"tv/seen_items": pairs_of(SEEN[:5])}}, "are 5 pairs that the ends of the"),
         ({"tensors": {"tv/seen_indptr": np.array([1, 2, 5, 5, 6])}}, "6 pairs that the ends"),
         ({"tensors": {"tv/seen_indptr": np.array([0, 5, 2, 5, 6])}}, "6 pairs that the ends"),
@@ -481,8 +481,8 @@ def test_another_machine_gives_the_same_bits(tmp_path):
     make = Seed(3).numpy()
     real = drawn(60, {"a": 900, "b": 30}, entropy=3, dim=48)
     for domain in real.domains.values():  # no ties, but sums that depend on their order
-        domain.factors.users[:] = make.standard_normal(domain.factors.users.shape)
-        domain.factors.items[:] = make.standard_normal(domain.factors.items.shape)
+        domain.scorer.users[:] = make.standard_normal(domain.scorer.users.shape)
+        domain.scorer.items[:] = make.standard_normal(domain.scorer.items.shape)
     real.save(tmp_path / "model")
     here = repr(list(real.recommend("a", range(70), k=20, n_threads=1).iter_rows()))
     simd = np.show_config(mode="dicts")["SIMD Extensions"]

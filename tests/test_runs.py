@@ -10,10 +10,14 @@ import pytest
 
 import musketeers
 from musketeers import config as configuration
+from musketeers import runs
+from musketeers.comparison.jobs import Job
+from musketeers.comparison.study import compare_models
 from musketeers.config import ArtConfig
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, RunError
 from musketeers.evaluation.validation import Validation
+from musketeers.models.registry import MODELS
 from musketeers.runs import evaluate_run, fit_run
 from musketeers.seeding import Seed
 
@@ -150,8 +154,8 @@ def test_in_memory_is_bitwise_the_same_as_in_a_folder(done, tmp_path):
     assert all(given[name].equals(frame) for name, frame in kept.items())
     for name, model in result.recommender.domains.items():
         saved = done.recommender.domains[name]
-        assert model.factors.users.tobytes() == saved.factors.users.tobytes()
-        assert model.factors.items.tobytes() == saved.factors.items.tobytes()
+        assert model.scorer.users.tobytes() == saved.scorer.users.tobytes()
+        assert model.scorer.items.tobytes() == saved.scorer.items.tobytes()
     assert result.learning.regularization == done.learning.regularization
     assert result.learning.kept == done.learning.kept
     assert result.learning.attention == done.learning.attention
@@ -227,12 +231,77 @@ def test_only_trains_and_measures_one_model(done, tmp_path):
         same_metrics(evaluate_run(found.path, threads=1).metrics, found.metrics)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_can_be_fitted_saved_and_asked(model, tmp_path):
+    """None is a special case: what was measured is what is saved, and what recommends."""
+    names = ("tv", "film")
+    found = fit_run(settings(tmp_path, names), tmp_path, tmp_path / "run", threads=1, only=model)
+    assert list(found.metrics) == [model]
+    same_metrics(evaluate_run(found.path, threads=1).metrics, found.metrics)
+    users = found.recommender.users.values
+    strategies = set()
+    for name in names:
+        answer = found.recommender.recommend(name, users, k=5)
+        assert (answer.group_by("user_id").len()["len"] == 5).all()
+        assert answer["score"].is_finite().all()
+        stranger = found.recommender.recommend(name, ["nobody"], k=1)
+        assert stranger["strategy"].to_list() == ["popular"]
+        strategies |= set(answer["strategy"])
+    sees = MODELS[model].sees
+    if sees != "user embeddings":  # whose transfer may have been refused
+        assert ("cross_domain" in strategies) == (sees == "all raw data")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison, and the folder of its data."""
+    folder = tmp_path_factory.mktemp("compared")
+    config = configuration.changed(settings(folder, ("tv", "film")), {"seed": 1})
+    models = ["ease", "mpf", "cat_art", "items_control"]
+    return compare_models(
+        config, folder, folder / "study", models=models, n_seeds=2, n_tries=3, n_processes=1
+    ), folder
+
+
+@pytest.mark.parametrize("model", ["smf", "ease", "mpf", "cat_art", "items_control"])
+def test_what_a_comparison_found_can_be_fitted_again(model, compared, tmp_path):
+    study, folder = compared
+    heard = Listening()
+    found = fit_run(
+        study.config, folder, tmp_path / "run", threads=1, only=model, n_tries=3, watch=heard
+    )
+    for name, per_user in found.metrics[model].items():
+        job = Job(1, model, None if MODELS[model].joint else name)
+        for metric, values in study.found[job].metrics[name].values.items():
+            np.testing.assert_array_equal(per_user.values[metric], values)
+        where = job.domain or "all"
+        assert found.recommender.about["settings"][where] == study.found[job].about["settings"]
+        tried = [(one["settings"], one["valid"]) for one in study.found[job].about["tries"]]
+        assert [(one.settings, one.valid) for one in found.learning.tries[where]] == tried
+    said = [line for line in heard.lines if line.startswith(f"{model} ")]
+    assert len(said) == 3 * len(found.learning.tries)
+    assert "What was tuned" in (found.path / "report.html").read_text()
+    same_metrics(evaluate_run(found.path, threads=1).metrics, found.metrics)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "available", lambda: 10**6)
+    with pytest.raises(
+        ConfigError, match=r"ease needs about [\d,]+ bytes beside [\d,]+ of its proc"
+    ):
+        fit_run(settings(tmp_path), tmp_path, tmp_path / "run", threads=1, only="ease")
+
+
 def test_a_model_that_cannot_be_had_is_refused(tmp_path):
     chosen = settings(tmp_path, ("tv",))
-    with pytest.raises(ConfigError, match=r"no model 'ease'; choose one of pop, smf, cat_art"):
-        fit_run(chosen, tmp_path, tmp_path / "run", only="ease")
-    with pytest.raises(ConfigError, match=r"cat_art needs at least two domains; .* fit smf"):
+    with pytest.raises(ConfigError, match=r"no model 'eese'; did you mean ease\? known are pop, "):
+        fit_run(chosen, tmp_path, tmp_path / "run", only="eese")
+    with pytest.raises(ConfigError, match=r"cat_art needs at least two domains; leave it out"):
         fit_run(chosen, tmp_path, tmp_path / "run", only="cat_art")
+    with pytest.raises(ConfigError, match=r"tries is 0; train at least once"):
+        fit_run(chosen, tmp_path, tmp_path / "run", only="ease", n_tries=0)
+    with pytest.raises(ConfigError, match=r"tries is 2, but no model to tune is named; name one"):
+        fit_run(chosen, tmp_path, tmp_path / "run", n_tries=2)
     with pytest.raises(ConfigError, match=r"threads is 0; use 1 or more"):
         fit_run(chosen, tmp_path, tmp_path / "run", threads=0)
     assert not (tmp_path / "run").exists()

@@ -65,8 +65,19 @@ def fit(
     ] = False,
     threads: Threads = None,
     only: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Fit one of pop, smf, cat_art alone.")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Fit one model by itself, any that `musketeers compare` knows (smf, ease, ...).",
+        ),
     ] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="With --only: train N times, the defaults first; validation chooses.",
+        ),
+    ] = 1,
 ) -> None:
     """Train and measure on your data; compare each domain alone with what transfer gives.
 
@@ -89,7 +100,8 @@ def fit(
     with watching(out, resume=resume) as watch:
         result = runs.fit_run(
             settings.load(config), config.parent, out,
-            resume=resume, threads=threads, watch=watch, only=only, command=sys.argv,
+            resume=resume, threads=threads, watch=watch, only=only, n_tries=tune,
+            command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))
 

@@ -66,7 +66,8 @@ def shuffled_alignment(
         values=np.take_along_axis(shared.values, orders[:, :, None], axis=0),
         known=np.take_along_axis(shared.known, orders, axis=0),
     )
-    aligned = align(strangers, config.cat, seed.child("cat"), jobs("cat", None)).users
+    job = jobs("cat", None, config.cat.max_epochs)
+    aligned = align(strangers, config.cat, seed.child("cat"), job).users
     found: dict[str, Transferred] = {}
     for name, split in splits.items():
         back = np.argsort(orders[:, shared.index(name)])

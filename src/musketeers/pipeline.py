@@ -16,8 +16,9 @@ from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.seeding import Seed
 from musketeers.training import Job
 
-Jobs = Callable[[str, str | None], Job]
-"""(stage, domain) -> where that job keeps its progress; the domain is None for all together."""
+Jobs = Callable[[str, str | None, int], Job]
+"""(stage, domain, epochs at most) -> where that job keeps its progress; the domain is None for all
+together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +41,8 @@ def cat_art(
     shared = exchanged(splits, alone)
 
     # 3. Align, one for all: CAT finds what of a user is the same everywhere.
-    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), jobs("cat", None))
+    job = jobs("cat", None, config.cat.max_epochs)
+    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), job)
 
     # 4. Transfer, all for one: ART lets each domain take from the others what helps it.
     transferred = art(splits, alone, shared, aligned.users, config, jobs, n_threads=n_threads)
@@ -56,7 +58,7 @@ def smf(
     return {
         name: pretrain(
             split, looked_at[name], config.pretrain, seed.child("pretrain", name),
-            jobs("pretrain", name), dim=config.dim,
+            jobs("pretrain", name, config.pretrain.max_epochs), dim=config.dim,
         )
         for name, split in splits.items()
     }  # fmt: skip
@@ -84,7 +86,7 @@ def art(
     return {
         name: transfer(
             name, split, looked_at[name], alone[name], shared, aligned,
-            config, seed.child("art", name), jobs("art", name),
+            config, seed.child("art", name), jobs("art", name, config.art.max_epochs),
         )
         for name, split in splits.items()
     }  # fmt: skip

@@ -117,7 +117,7 @@ class Tally:
     def running(self) -> str:
         """The live line, short enough for 80 columns with the two times behind it."""
         if not self.epochs:
-            return f"{self._name()}  starting"
+            return f"{self._name()}  {'starting' if self.max_epochs else 'solving'}"
         epoch = f"epoch {self.epochs[-1].number}/≤{self.max_epochs}"
         return f"{self._name()}  {epoch}  {self._best()}  {self._rate()}/s"
 
@@ -131,9 +131,11 @@ class Tally:
 
     def summary(self) -> str:
         """What remains of a finished stage."""
+        spent = duration(time.perf_counter() - self.start)
+        if not self.max_epochs:
+            return f"{self._name()}  solved, {spent}"
         if not self.epochs:
             return f"{self._name()}  was complete"
-        spent = duration(time.perf_counter() - self.start)
         n = len(self._trained())
         epochs = f"{n} epoch{'' if n == 1 else 's'}"
         return f"{self._name()}  {self._best()}  {epochs}, {self._rate()} samples/s, {spent}"

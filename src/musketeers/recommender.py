@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 from jaxtyping import Bool, Int8, Int64
 
-from musketeers import artifacts
+from musketeers import artifacts, scorers
 from musketeers.artifacts import Artifact
 from musketeers.baselines.popularity import popularity
 from musketeers.config import check_domain_name
@@ -22,6 +22,7 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
+from musketeers.scorers import Layout, Trained
 
 KIND = "recommender"
 """What `artifacts` calls a saved recommender."""
@@ -38,24 +39,24 @@ class DomainModel:
     """What one domain needs to answer; a user has the same row number in every domain."""
 
     items: Vocabulary
-    factors: Factors
-    """One vector per user of the vocabulary, those this domain never saw included."""
+    scorer: Trained
+    """Of all users of the vocabulary, those this domain never saw included."""
     seen: Interactions
     """All that the domain knows of each user, held-out pairs included."""
     popularity: Factors
     known: Bool[np.ndarray, " user"]
     """Whether the user has interactions in this domain's training data."""
     transfers: bool
-    """Whether the vectors of other users come from the domains that know them."""
+    """Whether other users are scored by what the domains that know them tell of them."""
 
     @classmethod
     def of(
-        cls, domain: Domain, factors: Factors, *, train: Interactions, transfers: bool
+        cls, domain: Domain, scorer: Trained, *, train: Interactions, transfers: bool
     ) -> "DomainModel":
-        """The model `factors`, trained on `train`, of `domain`; `Recommender.of` checks it."""
+        """The model `scorer`, trained on `train`, of `domain`; `Recommender.of` checks it."""
         pairs = domain.pairs
         known = train.known_users()
-        return cls(domain.items, factors, pairs, popularity(pairs), known, transfers)
+        return cls(domain.items, scorer, pairs, popularity(pairs), known, transfers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +141,7 @@ class Recommender:
         names, about = _described(folder, found)
         _check_parts(folder, found, names)
         users = _vocabulary(folder, found, _USERS_FILE)
-        domains = {name: _domain_model(folder, found, name) for name in names}
+        domains = {name: _domain_model(folder, found, name, n_users=len(users)) for name in names}
         if fault := _fault(users, domains):
             raise _damaged(folder, fault)
         return cls(users, domains, about)
@@ -206,7 +207,7 @@ def _ranked(
     fitted, popular = rows >= 0, strategies == _POPULAR
     items = np.full((len(rows), k), -1, dtype=np.int32)
     scores = np.full((len(rows), k), np.nan)
-    for scorer, chosen in ((model.factors, ~popular), (model.popularity, popular & fitted)):
+    for scorer, chosen in ((model.scorer, ~popular), (model.popularity, popular & fitted)):
         if chosen.any():
             part = top_k(scorer, rows[chosen], k=k, seen=seen, n_threads=n_threads)
             items[chosen], scores[chosen] = part.items, part.scores
@@ -249,14 +250,14 @@ def _fault(users: Vocabulary, domains: Mapping[str, DomainModel]) -> str | None:
 
 
 def _disagreement(model: DomainModel, *, n_users: int) -> str | None:
-    if fault := _layout_fault(_arrays(model)):
+    parts, seen, n_items = _arrays(model), model.seen, len(model.items)
+    if fault := scorers.layout_fault(parts, {**scorers.layout(parts), **_LAYOUT}):
         return fault
-    factors, seen, n_items = model.factors, model.seen, len(model.items)
+    if fault := scorers.fault(parts, n_users=n_users, n_items=n_items):
+        return fault
     sizes = (
-        (f"{n_users} users", n_users, "user vectors", len(factors.users)),
         (f"{n_users} users", n_users, "rows of seen items", seen.n_users),
         (f"{n_users} users", n_users, "marks of known users", len(model.known)),
-        (f"{n_items} items", n_items, "item vectors", len(factors.items)),
         (f"{n_items} items", n_items, "items that users may have seen", seen.n_items),
     )
     for whole, wanted, part, found in sizes:
@@ -265,34 +266,19 @@ def _disagreement(model: DomainModel, *, n_users: int) -> str | None:
     return None
 
 
-_LAYOUT: Mapping[str, tuple[type[np.generic], int]] = {
-    "users": (np.float32, 2),
-    "items": (np.float32, 2),
+_LAYOUT: Layout = {
     "seen_indptr": (np.int64, 1),
     "seen_items": (np.int32, 1),
     "known": (np.bool_, 1),
     "transfers": (np.bool_, 0),
 }
-"""Each domain's tensors: type and number of axes.  Popularity is counted anew from `seen`."""
+"""Each domain's arrays beside those of its scorer.  Popularity is counted anew from `seen`."""
 
 
 def _arrays(model: DomainModel) -> dict[str, np.ndarray]:
-    factors, seen = model.factors, model.seen
-    transfers = np.array(model.transfers)
-    parts = factors.users, factors.items, seen.indptr, seen.items, model.known, transfers
-    return dict(zip(_LAYOUT, parts, strict=True))
-
-
-def _layout_fault(arrays: Mapping[str, np.ndarray]) -> str | None:
-    for part, (dtype, ndim) in _LAYOUT.items():
-        found = arrays[part]
-        if found.dtype != dtype or found.ndim != ndim:
-            wanted = f"{np.dtype(dtype)} with {ndim} axes"
-            return f"{part!r} is {found.dtype} with {found.ndim} axes, not {wanted}"
-    user_dim, item_dim = arrays["users"].shape[1], arrays["items"].shape[1]
-    if user_dim != item_dim:
-        return f"user vectors have {user_dim} dimensions, item vectors {item_dim}"
-    return None
+    seen = model.seen
+    own = seen.indptr, seen.items, model.known, np.array(model.transfers)
+    return {**scorers.arrays(model.scorer), **dict(zip(_LAYOUT, own, strict=True))}
 
 
 def _tensor_name(domain: str, part: str) -> str:
@@ -315,24 +301,39 @@ def _described(folder: Path, found: Artifact) -> tuple[list[str], dict[str, Any]
 
 
 def _check_parts(folder: Path, found: Artifact, names: list[str]) -> None:
-    tensors = {_tensor_name(name, part) for name in names for part in _LAYOUT}
+    tensors = {
+        _tensor_name(name, part)
+        for name in names
+        for part in {**scorers.layout(_of_domain(found, name)), **_LAYOUT}
+    }
     files = {_USERS_FILE, *(_items_file(name) for name in names)}
     if wrong := (tensors ^ set(found.tensors)) | (files ^ set(found.files)):
         raise _damaged(folder, f"{min(wrong)!r} is missing, or belongs to no domain")
 
 
-def _domain_model(folder: Path, found: Artifact, name: str) -> DomainModel:
-    tensors = {part: found.tensors[_tensor_name(name, part)] for part in _LAYOUT}
-    if fault := _layout_fault(tensors):
-        raise _damaged(folder, f"domain {name}: {fault}")
+def _of_domain(found: Artifact, name: str) -> dict[str, np.ndarray]:
+    start = _tensor_name(name, "")
+    return {
+        key.removeprefix(start): array
+        for key, array in found.tensors.items()
+        if key.startswith(start)
+    }
+
+
+def _domain_model(folder: Path, found: Artifact, name: str, *, n_users: int) -> DomainModel:
+    tensors = _of_domain(found, name)
     items = _vocabulary(folder, found, _items_file(name))
     indptr, seen = tensors["seen_indptr"], tensors["seen_items"]
-    if fault := _csr_fault(indptr, seen, n_items=len(items)):
+    if fault := scorers.layout_fault(tensors, {**scorers.layout(tensors), **_LAYOUT}):
+        raise _damaged(folder, f"domain {name}: {fault}")
+    if fault := scorers.csr_fault(indptr, seen, n_columns=len(items)):
         raise _damaged(folder, f"domain {name}: seen items {fault}")
+    if fault := scorers.fault(tensors, n_users=n_users, n_items=len(items)):
+        raise _damaged(folder, f"domain {name}: {fault}")
     pairs = Interactions.from_csr(indptr, seen, n_items=len(items))
-    factors = Factors(tensors["users"], tensors["items"])
+    scorer = scorers.scorer_of(tensors, n_items=len(items))
     known, transfers = tensors["known"], bool(tensors["transfers"])
-    return DomainModel(items, factors, pairs, popularity(pairs), known, transfers)
+    return DomainModel(items, scorer, pairs, popularity(pairs), known, transfers)
 
 
 def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:
@@ -340,25 +341,6 @@ def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:
         return Vocabulary.from_bytes(found.files[name])
     except ArtifactError as error:
         raise ArtifactError(f"{folder / name}: {error}") from None
-
-
-def _csr_fault(indptr: np.ndarray, items: np.ndarray, *, n_items: int) -> str | None:
-    """Which rule of `Interactions` the arrays break."""
-    # compared, not subtracted: a damaged difference could overflow
-    rises = len(indptr) > 0 and not (indptr[1:] < indptr[:-1]).any()
-    if not rises or indptr[0] != 0 or indptr[-1] != len(items):
-        return f"are {len(items)} pairs that the ends of the rows do not divide"
-    if not len(items):
-        return None
-    if not 0 <= items.min() <= items.max() < n_items:
-        return f"span rows {items.min()}..{items.max()}, outside 0..{n_items - 1}"
-    # where items fall, a new user must begin; there are fewer such places than users
-    falls = np.flatnonzero(items[1:] <= items[:-1]) + 1
-    inside = indptr[np.searchsorted(indptr, falls)] != falls
-    if inside.any():
-        row = int(np.searchsorted(indptr, falls[inside][0], side="right")) - 1
-        return f"of user row {row} do not ascend"
-    return None
 
 
 def _damaged(folder: Path, fault: str) -> ArtifactError:

@@ -1,7 +1,7 @@
 """What a finished run found, as its report shows it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from musketeers.data.domains import Split
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference, compare
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.models.model import Made
+from musketeers.models.tuning import Try, Tuned
 from musketeers.pipeline import Models
 from musketeers.recommender import Recommender
 from musketeers.training import History
@@ -25,28 +27,47 @@ class Learning:
     regularization: Mapping[str, float]
     """Stage 1, by domain: the strength that validation chose."""
     histories: Mapping[str, Mapping[str, tuple[History, ...]]]
-    """Stage (``pretrain``, ``cat``, ``art``) -> domain (``all`` for cat) -> its fits in order."""
+    """Stage (``pretrain``, ``cat``, ``art``), or the model that was fitted by itself -> domain
+    (``all`` for cat, and where domains learn together) -> its fits in order."""
     kept: Mapping[str, bool]
     """Stage 3, by domain: whether its transfer was kept; if not, it is the domain alone."""
     attention: Mapping[str, Mapping[str, float]]
     """Target -> source -> mean weight; empty where nothing was kept, or no source asked."""
 
+    tries: Mapping[str, tuple[Try, ...]] = field(default_factory=dict[str, tuple[Try, ...]])
+    """Of a model that was fitted by itself: by domain, or ``all`` where they train together."""
+
     @classmethod
-    def of(cls, models: Models) -> "Learning":
-        """What the stages' results say of it."""
-        histories: dict[str, Mapping[str, tuple[History, ...]]] = {}
-        if models.alone:
-            histories["pretrain"] = {name: made.history for name, made in models.alone.items()}
-        if models.aligned:
-            histories["cat"] = {"all": (models.aligned.history,)}
-            art = models.transferred
+    def of(cls, stages: Models, model: str, tuned: Mapping[str, Tuned]) -> "Learning":
+        """What the stages' results say of it, and `tuned`, of the `model` fitted by itself."""
+        histories: dict[str, dict[str, tuple[History, ...]]] = {}
+        if stages.alone:
+            histories["pretrain"] = {name: made.history for name, made in stages.alone.items()}
+        if stages.aligned:
+            histories["cat"] = {"all": (stages.aligned.history,)}
+            art = stages.transferred
             histories["art"] = {name: (made.history,) for name, made in art.items()}
+        attention = {name: made.attention for name, made in stages.transferred.items()}
+        for one in tuned.values():
+            made: Made = one.made
+            attention |= {name: fit.attention for name, fit in made.items() if fit.attention}
+            each = {name: fit.history for name, fit in made.items() if fit.history}
+            if model != "smf":  # that is stage 1
+                histories.setdefault(model, {}).update(_once(each))
         return cls(
-            {name: made.regularization for name, made in models.alone.items()},
+            {name: made.regularization for name, made in stages.alone.items()},
             histories,
-            {name: made.kept for name, made in models.transferred.items()},
-            {name: made.attention for name, made in models.transferred.items()},
+            {name: made.kept for name, made in stages.transferred.items()},
+            attention,
+            {where: one.tries for where, one in tuned.items()},
         )
+
+
+def _once(histories: dict[str, tuple[History, ...]]) -> dict[str, tuple[History, ...]]:
+    """What domains that learn together all say, said once."""
+    first = next(iter(histories.values()), ())
+    shared = len(histories) > 1 and all(one == first for one in histories.values())
+    return {"all": first} if shared else histories
 
 
 @dataclass(frozen=True, slots=True, eq=False)

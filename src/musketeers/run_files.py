@@ -4,6 +4,7 @@ data/               which pair is for train, valid and test; the overlap report
 pretrain/DOMAIN/    stage 1: embeddings, Adagrad sums, history
 cat/                stage 2: the network, the global user embeddings, history
 art/DOMAIN/         stage 3: the network, whether it was kept, mean attention, history
+fit/                of a model fitted by itself: tries, histories, mean attention
 model/              the recommender, whole in itself
 metrics.json        means by model and domain
 metrics.parquet     every test user's numbers
@@ -11,6 +12,7 @@ metrics.parquet     every test user's numbers
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,13 @@ from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
+from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
 from musketeers.ranking import Factors
 from musketeers.recommender import Recommender
 from musketeers.results import Learning, Metrics, RunResult
 from musketeers.run_folder import RunFolder
+from musketeers.scorers import Trained
 from musketeers.training import History
 
 _PURPOSES = ("train", "valid", "test")
@@ -43,6 +47,8 @@ def save(path: Path, result: RunResult, models: Models) -> None:
     What an interrupted attempt saved whole is kept: it is the same, bit by bit.
     """
     _save_stages(path, models)
+    if result.learning.tries:
+        _keep(path / "fit", "fit", {}, _of_one(result))
     _keep(path / "data", "data", _purposes(result), {"overlap": result.overlap.to_dict()})
     if not (path / "model").exists():
         result.recommender.save(path / "model")
@@ -70,14 +76,27 @@ def open_run(path: Path | str) -> RunResult:
     )
 
 
-def load_factors(path: Path, found: RunResult, model: str) -> dict[str, Factors]:
+def load_scorers(path: Path, found: RunResult, model: str) -> dict[str, Trained]:
     """One of the run's measured models, by domain."""
+    if set(found.recommender.about["model"].values()) == {model}:
+        return {name: part.scorer for name, part in found.recommender.domains.items()}
     if model == "pop":
         return {name: popularity(split.train) for name, split in found.splits.items()}
-    if model == "smf":
-        saved = {n: artifacts.load(path / "pretrain" / n, "pretrain") for n in found.splits}
-        return {n: Factors(a.tensors["users"], a.tensors["items"]) for n, a in saved.items()}
-    return {name: part.factors for name, part in found.recommender.domains.items()}
+    saved = {n: artifacts.load(path / "pretrain" / n, "pretrain") for n in found.splits}
+    return {n: Factors(a.tensors["users"], a.tensors["items"]) for n, a in saved.items()}
+
+
+def _of_one(result: RunResult) -> dict[str, Any]:
+    learning = result.learning
+    model = next(iter(result.recommender.about["model"].values()))
+    return {
+        "model": model,
+        "tries": {name: [asdict(one) for one in tries] for name, tries in learning.tries.items()},
+        "history": {
+            name: _json(fits) for name, fits in learning.histories.get(model, {}).items()
+        },
+        "attention": {name: dict(weights) for name, weights in learning.attention.items()},
+    }  # fmt: skip
 
 
 def _save_stages(path: Path, models: Models) -> None:
@@ -189,9 +208,21 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
             fits = tuple(History.from_json(one) for one in about["history"])
             histories.setdefault(stage, {})[name] = fits
     transferred = abouts.get("art", {})
+    attention = {name: about["attention"] for name, about in transferred.items()}
+    tries: dict[str, tuple[Try, ...]] = {}
+    if (path / "fit").exists():
+        about = artifacts.load(path / "fit", "fit").about
+        attention |= about["attention"]
+        tries = {name: tuple(Try(**one) for one in of) for name, of in about["tries"].items()}
+        if about["history"]:
+            histories[about["model"]] = {
+                name: tuple(History.from_json(one) for one in fits)
+                for name, fits in about["history"].items()
+            }
     return Learning(
         {name: about["regularization"] for name, about in abouts.get("pretrain", {}).items()},
         histories,
         {name: about["kept"] for name, about in transferred.items()},
-        {name: about["attention"] for name, about in transferred.items()},
+        attention,
+        tries,
     )

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,19 +22,27 @@ from musketeers.data.readers import Reading
 from musketeers.data.splits import split
 from musketeers.errors import ConfigError
 from musketeers.evaluation.sampled import measure
+from musketeers.memory import available, peak
+from musketeers.models import registry
+from musketeers.models.model import Fitted, Made, Task
+from musketeers.models.needs import Size, refusal
+from musketeers.models.registry import MODELS
+from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads
-from musketeers.pipeline import Models, cat_art, smf
-from musketeers.ranking import Factors
+from musketeers.pipeline import Models, cat_art, smf, validations
+from musketeers.pretrain.mf import Pretrained
+from musketeers.protocols import Scorer
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
+from musketeers.report.words import trial
 from musketeers.results import Learning, Metrics, RunResult
-from musketeers.run_files import load_factors, open_run
+from musketeers.run_files import load_scorers, open_run
 from musketeers.run_folder import FolderCheckpoint, RunFolder, check_place
 from musketeers.seeding import Seed
 from musketeers.training import Epoch
 
-MODELS = ("pop", "smf", "cat_art")
-"""What a fit measures; the best one that was trained is the one that recommends."""
+STAGED = ("pop", "smf", "cat_art")
+"""What a fit measures if it is told no model; the last that was trained recommends."""
 
 
 class Watch(Protocol):
@@ -84,22 +93,27 @@ def fit_run(
     threads: int | None = None,
     watch: Watch | None = None,
     only: str | None = None,
+    n_tries: int = 1,
     command: Sequence[str] = (),
 ) -> RunResult:
     """Train, measure and save; the finished run.
 
-    `only` names the one model of `MODELS` to train and measure.  With `resume`, an interrupted
-    run of the same settings, data and threads goes on to the same result, and a finished one is
-    given back.  Raises what reading, training and `RunFolder.create` raise.
+    `only` names the one model (of `models.registry.MODELS`) to train and measure, with the best by
+    validation of `n_tries` settings, the defaults first.  With `resume`, an interrupted run of the
+    same settings, data and threads goes on to the same result, and a finished one is given back.
+    Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model that
+    there is not, or that would need more memory than there is.
     """
     check_place(out, resume=resume)
     if resume and threads is None and (out / "manifest.json").exists():
         # the result depends on the threads, so going on means with as many as before
         threads = RunFolder(out).manifest()["threads"]
     watch, n_threads = watch or Quiet(), _thread_count(threads)
-    measured = _models_to_measure(only, len(config.data.domains))
+    measured = _models_to_measure(only, n_tries, n_domains=len(config.data.domains))
     data = _Data.of(readers.read(config.data, base=base), config, watch)
     inputs = {**fingerprints(data.domains), "models": ",".join(measured)}
+    if n_tries > 1:
+        inputs["tries"] = str(n_tries)
     with (
         RunFolder.create(
             out, configuration.dump(config), data=inputs, threads=n_threads,
@@ -108,13 +122,12 @@ def fit_run(
         libraries_on_one_thread(),
     ):  # fmt: skip
         if not run.finished:
-            models = _train(
-                config, data, measured, _Jobs(run, config, data.splits, watch, n_threads)
-            )
+            jobs = _Jobs(run, data.splits, watch, n_threads, keeps=n_tries == 1)
+            fits = _train(config, data, measured, n_tries, jobs)
             with run.timed("evaluate"):
-                result = _result(out, config, data, models, measured, n_threads)
+                result = _result(out, config, data, fits, n_threads)
             with run.timed("save"):
-                run_files.save(out, result, models)
+                run_files.save(out, result, fits.stages)
             report = render(replace(result, manifest=run.manifest()))
             artifacts.write_text(out / "report.html", report)
             run.finish()
@@ -124,6 +137,8 @@ def fit_run(
 def fit(
     frames: Mapping[str, object],
     *,
+    only: str | None = None,
+    n_tries: int = 1,
     threads: int | None = None,
     watch: Watch | None = None,
     **settings: Any,
@@ -131,9 +146,9 @@ def fit(
     """Train and measure in memory: domain name -> a pandas, polars or Arrow table.
 
     `settings` are those of a run's TOML file, a section as a mapping:
-    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``.  Nothing is
-    written; ``result.recommender.save(...)`` keeps the model.  Raises `ConfigError`,
-    `DataError` and `DivergedError`; the frames are not changed.
+    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``; `only` and `n_tries`
+    are those of `fit_run`.  Nothing is written; ``result.recommender.save(...)`` keeps the model.
+    Raises `ConfigError`, `DataError` and `DivergedError`; the frames are not changed.
     """
     section = settings.pop("data", {})
     if not isinstance(section, Mapping) or "domains" in section:
@@ -144,11 +159,12 @@ def fit(
     domains = dict.fromkeys(frames, "a table")
     config = configuration.parse({**settings, "data": {**section, "domains": domains}}, "fit()")
     watch, n_threads = watch or Quiet(), _thread_count(threads)
-    measured = _models_to_measure(None, len(frames))
+    measured = _models_to_measure(only, n_tries, n_domains=len(frames))
     data = _Data.of(readers.from_frames(frames, config.data), config, watch)
     with libraries_on_one_thread():
-        models = _train(config, data, measured, _Jobs(None, config, data.splits, watch, n_threads))
-        return _result(None, config, data, models, measured, n_threads)
+        jobs = _Jobs(None, data.splits, watch, n_threads)
+        fits = _train(config, data, measured, n_tries, jobs)
+        return _result(None, config, data, fits, n_threads)
 
 
 def evaluate_run(
@@ -161,21 +177,22 @@ def evaluate_run(
     path, n_threads = Path(path), _thread_count(threads)
     found = open_run(path)
     with libraries_on_one_thread():
-        factors = {model: load_factors(path, found, model) for model in found.metrics}
+        scorers = {model: load_scorers(path, found, model) for model in found.metrics}
         metrics = _measure(
-            factors, found.splits, Seed(found.config.seed), n_threads, sampled=sampled
+            scorers, found.splits, Seed(found.config.seed), n_threads, sampled=sampled
         )
     return replace(found, metrics=metrics)
 
 
-def _models_to_measure(only: str | None, n_domains: int) -> tuple[str, ...]:
-    if only is not None and only not in MODELS:
-        raise ConfigError(f"there is no model {only!r}; choose one of {', '.join(MODELS)}")
-    if only == "cat_art" and n_domains < 2:
-        raise ConfigError("cat_art needs at least two domains; this run has one, fit smf instead")
-    if only is not None:
-        return (only,)
-    return MODELS if n_domains > 1 else ("pop", "smf")
+def _models_to_measure(only: str | None, n_tries: int, *, n_domains: int) -> tuple[str, ...]:
+    if n_tries < 1:
+        raise ConfigError(f"tries is {n_tries}; train at least once")
+    if only is None and n_tries > 1:
+        raise ConfigError(f"tries is {n_tries}, but no model to tune is named; name one (--only)")
+    if only is None:
+        return STAGED if n_domains > 1 else ("pop", "smf")
+    registry.check([only], n_domains=n_domains)
+    return (only,)
 
 
 def _thread_count(threads: int | None) -> int:
@@ -237,27 +254,38 @@ class _Jobs:
     def __init__(
         self,
         run: RunFolder | None,
-        config: RunConfig,
         splits: Mapping[str, Split],
         watch: Watch,
         n_threads: int,
+        *,
+        keeps: bool = True,
     ) -> None:
         self.n_threads = n_threads
-        self._run, self._config, self._splits, self._watch = run, config, splits, watch
+        self._run, self._splits, self._watch = run, splits, watch
+        # tries of one model would take each other's checkpoints for their own
+        self._keeps = run if keeps else None
         self._current = ExitStack()
 
-    def __call__(self, stage: str, domain: str | None) -> "_Job":
+    def __call__(self, stage: str, domain: str | None, max_epochs: int) -> "_Job":
         """See `pipeline.Jobs`.  The fit before is over when the next one starts."""
         self.close()
-        everyone = next(iter(self._splits.values())).train.n_users
-        samples = everyone if domain is None else len(self._splits[domain].train)
-        max_epochs: int = getattr(self._config, stage).max_epochs
+        trains = [split.train for name, split in self._splits.items() if domain in (name, None)]
+        samples = trains[0].n_users if stage == "cat" else sum(len(train) for train in trains)
         if self._run is not None:
             self._current.enter_context(self._run.timed(f"{stage}/{domain or 'all'}"))
         on_epoch = self._current.enter_context(
             self._watch.stage(stage, domain, samples=samples, max_epochs=max_epochs)
         )
-        return _Job(self._run, (stage, domain or "all"), on_epoch)
+        return _Job(self._keeps, (stage, domain or "all"), on_epoch)
+
+    def tried(self, model: str, domain: str | None, n_tries: int, number: int, found: Try) -> None:
+        """Say how a try of several ended."""
+        self.close()
+        if n_tries > 1:
+            self._watch.say(
+                f"{model:<8} {domain or 'all domains':<11}  try {number + 1} of {n_tries}  "
+                + trial(found)
+            )
 
     def close(self) -> None:
         """End the fit that is under way."""
@@ -275,53 +303,111 @@ class _Job:
         return self.run.checkpoint(*self.name, part) if self.run else None
 
 
-def _train(config: RunConfig, data: _Data, measured: Sequence[str], jobs: "_Jobs") -> Models:
-    """The stages that the models to measure need."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fits:
+    """What was trained."""
+
+    stages: Models
+    made: Mapping[str, Made]
+    """By model, those to measure; the last one is to recommend."""
+    tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned])
+    """Of the one model that was asked for: by domain, or ``all`` where they train together."""
+
+
+def _train(
+    config: RunConfig, data: _Data, measured: Sequence[str], n_tries: int, jobs: _Jobs
+) -> _Fits:
+    """The models to measure, and the stages they need."""
     try:
+        if n_tries > 1 or not set(measured) <= set(STAGED):
+            return _one(measured[0], config, data, n_tries, jobs)
+        stages = Models({})
         if "cat_art" in measured:
-            return cat_art(data.splits, config, jobs, n_threads=jobs.n_threads)
-        if "smf" in measured:
-            return Models(smf(data.splits, config, jobs, n_threads=jobs.n_threads))
-        return Models({})
+            stages = cat_art(data.splits, config, jobs, n_threads=jobs.n_threads)
+        elif "smf" in measured:
+            stages = Models(smf(data.splits, config, jobs, n_threads=jobs.n_threads))
+        return _Fits(stages, {model: _staged(model, data.splits, stages) for model in measured})
     finally:
         jobs.close()
 
 
+def _staged(model: str, splits: Mapping[str, Split], stages: Models) -> Made:
+    if model == "pop":
+        return {name: Fitted(popularity(split.train)) for name, split in splits.items()}
+    if model == "smf":
+        return {name: Fitted(made.factors) for name, made in stages.alone.items()}
+    return {
+        name: Fitted(made.factors, transfers=made.kept) for name, made in stages.transferred.items()
+    }
+
+
+def _one(model: str, config: RunConfig, data: _Data, n_tries: int, jobs: _Jobs) -> _Fits:
+    """One model, tuned as in a comparison; what it starts from likewise."""
+    looked_at = validations(data.splits, Seed(config.seed), n_threads=jobs.n_threads)
+    memory = available() * 9 // 10
+    alone: dict[str, Pretrained] = {}
+
+    def tuned(name: str) -> dict[str, Tuned]:
+        found: dict[str, Tuned] = {}
+        for domain in [None] if MODELS[name].joint else list(data.splits):
+            names = list(data.splits) if domain is None else [domain]
+            needed = MODELS[name].needs(Size.of(data.domains, names, dim=config.dim))
+            if needed > memory:
+                raise ConfigError(refusal(name, needed, peak(), memory))
+            task = Task(
+                {name: data.splits[name] for name in names},
+                {name: looked_at[name] for name in names},
+                config, alone, jobs.n_threads, jobs, memory,
+            )  # fmt: skip
+            found[domain or "all"] = fitted(
+                name, MODELS[name], task, n_tries=n_tries,
+                on_try=partial(jobs.tried, name, domain, n_tries),
+            )  # fmt: skip
+        return found
+
+    if MODELS[model].starts_from_smf:
+        alone |= _starts(_made(tuned("smf")))
+    found = tuned(model)
+    made = _made(found)
+    return _Fits(Models(alone or _starts(made)), {model: made}, found)
+
+
+def _made(tuned: Mapping[str, Tuned]) -> Made:
+    return {name: fit for one in tuned.values() for name, fit in one.made.items()}
+
+
+def _starts(made: Made) -> dict[str, Pretrained]:
+    return {name: fit.start for name, fit in made.items() if fit.start}
+
+
 def _result(
-    path: Path | None,
-    config: RunConfig,
-    data: _Data,
-    models: Models,
-    measured: Sequence[str],
-    n_threads: int,
+    path: Path | None, config: RunConfig, data: _Data, fits: _Fits, n_threads: int
 ) -> RunResult:
     """Measure the models, and let the last of them recommend."""
-    factors: dict[str, Mapping[str, Factors]] = {
-        "pop": {name: popularity(split.train) for name, split in data.splits.items()},
-        "smf": {name: made.factors for name, made in models.alone.items()},
-        "cat_art": {name: made.factors for name, made in models.transferred.items()},
+    scorers = {
+        model: {name: fit.scorer for name, fit in made.items()} for model, made in fits.made.items()
     }
-    chosen = {name: factors[name] for name in measured}
-    metrics = _measure(chosen, data.splits, Seed(config.seed), n_threads)
-    best = measured[-1]
+    metrics = _measure(scorers, data.splits, Seed(config.seed), n_threads)
+    best, made = list(fits.made.items())[-1]
     parts = {
         name: DomainModel.of(
             domain,
-            factors[best][name],
+            made[name].scorer,
             train=data.splits[name].train,
-            transfers=best == "cat_art" and models.transferred[name].kept,
+            transfers=made[name].transfers,
         )
         for name, domain in data.domains.domains.items()
     }
-    about = {"model": dict.fromkeys(parts, best), "seed": config.seed}
+    about: dict[str, Any] = {"model": dict.fromkeys(parts, best), "seed": config.seed}
+    if fits.tuned:
+        about["settings"] = {name: dict(one.best.settings) for name, one in fits.tuned.items()}
     recommender = Recommender.of(data.domains.users, parts, about)
-    return RunResult(
-        path, config, {}, data.overlap, data.splits, metrics, Learning.of(models), recommender
-    )
+    learning = Learning.of(fits.stages, best, fits.tuned)
+    return RunResult(path, config, {}, data.overlap, data.splits, metrics, learning, recommender)
 
 
 def _measure(
-    factors: Mapping[str, Mapping[str, Factors]],
+    scorers: Mapping[str, Mapping[str, Scorer]],
     splits: Mapping[str, Split],
     seed: Seed,
     n_threads: int,
@@ -336,5 +422,5 @@ def _measure(
             )
             for name, split in splits.items()
         }
-        for model, by_domain in factors.items()
+        for model, by_domain in scorers.items()
     }  # fmt: skip

@@ -13,7 +13,6 @@ from musketeers.comparison import files, page
 from musketeers.comparison import jobs as work
 from musketeers.comparison.gains import gains
 from musketeers.comparison.jobs import Job
-from musketeers.comparison.models import MODELS, PAPER
 from musketeers.comparison.results import results
 from musketeers.comparison.study import checked, compare_models
 from musketeers.comparison.tables import markdown
@@ -21,6 +20,7 @@ from musketeers.config import RunConfig
 from musketeers.data.overlap import overlap_report
 from musketeers.data.splits import split
 from musketeers.errors import ConfigError, RunError
+from musketeers.models.registry import MODELS, PAPER
 from musketeers.parallel import available_threads
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import fingerprints

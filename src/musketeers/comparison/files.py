@@ -10,12 +10,12 @@ import polars as pl
 
 from musketeers import artifacts
 from musketeers.comparison.gains import Gains
-from musketeers.comparison.models import MODELS
 from musketeers.comparison.results import Results
 from musketeers.comparison.study import Study
 from musketeers.comparison.tables import latex, markdown
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.evaluation.evaluate import metrics_frame
+from musketeers.models.registry import MODELS
 
 FORMAT = 1
 

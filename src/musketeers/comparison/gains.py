@@ -12,12 +12,12 @@ from typing import TypeVar, get_args
 import numpy as np
 from jaxtyping import Int
 
-from musketeers.comparison.model import Sees
 from musketeers.comparison.results import REFERENCE, Results, best_of, paired, seeds_of
 from musketeers.comparison.study import Study
 from musketeers.data.interactions import Interactions
 from musketeers.evaluation.compare import Difference, compare, pool
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.models.model import Sees
 from musketeers.report.words import HEADLINE_METRIC
 
 

@@ -12,10 +12,6 @@ from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.model import Made, Task
-from musketeers.comparison.models import MODELS
-from musketeers.comparison.needs import Size
-from musketeers.comparison.tuning import tune
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Split
@@ -23,6 +19,10 @@ from musketeers.data.readers import Reading
 from musketeers.data.splits import split
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.models.model import Made, Task
+from musketeers.models.needs import Size
+from musketeers.models.registry import MODELS
+from musketeers.models.tuning import fitted
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -95,14 +95,8 @@ def run(plan: Plan, job: Job) -> None:
     if is_done(plan, job):
         return
     place = job.place(plan.out)
-    model, task = MODELS[job.model], _task(plan, job)
-    tuned = tune(
-        lambda settings: model.fit(task, settings),
-        lambda made: _mean(_valid(task, made)),
-        model.space,
-        n_tries=plan.n_tries,
-        seed=task.seed.child("tuning", job.model, job.domain or "all"),
-    )
+    task = _task(plan, job)
+    tuned = fitted(job.model, MODELS[job.model], task, n_tries=plan.n_tries)
     made = tuned.made
     metrics = {
         name: measure(
@@ -114,7 +108,7 @@ def run(plan: Plan, job: Job) -> None:
     about = {
         "domains": list(metrics),
         "metrics": list(next(iter(metrics.values())).values),
-        "valid": _valid(task, made),
+        "valid": task.valid(made),
         "settings": dict(tuned.best.settings),
         "tries": [asdict(tried) for tried in tuned.tries],
         **_described(made),
@@ -166,13 +160,7 @@ def size(plan: Plan, job: Job) -> Size:
     """How much the job is about."""
     everything = reading(plan.config_text, plan.base).domains
     names = list(everything.domains) if job.domain is None else [job.domain]
-    return Size(
-        len(everything.users),
-        tuple(len(everything.domains[name].items) for name in names),
-        sum(len(everything.domains[name].pairs) for name in names),
-        _config(plan.config_text).dim,
-        len(everything.domains),
-    )
+    return Size.of(everything, names, dim=_config(plan.config_text).dim)
 
 
 def _task(plan: Plan, job: Job) -> Task:
@@ -186,7 +174,7 @@ def _task(plan: Plan, job: Job) -> Task:
         configuration.changed(config, {"seed": job.seed}),
         {name: _alone(plan.out, job.seed, name) for name in names} if starts else {},
         plan.n_threads,
-        plan.memory,
+        max_bytes=plan.memory,
     )
 
 
@@ -231,14 +219,6 @@ def _ndcg(task: Task, name: str, scorer: Scorer) -> Float64[np.ndarray, " user"]
     split = task.splits[name]
     found = evaluate(scorer, split.test, split.seen(), ks=(10,), n_threads=task.n_threads)
     return found.values["ndcg@10"]
-
-
-def _valid(task: Task, made: Made) -> dict[str, float]:
-    return {name: task.validations[name].ndcg(one.scorer) for name, one in made.items()}
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values)
 
 
 def _config(text: str) -> RunConfig:

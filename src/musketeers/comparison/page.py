@@ -3,17 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from musketeers.comparison.gains import Gains, Group, Groups, shown
 from musketeers.comparison.jobs import Found
-from musketeers.comparison.models import MODELS
 from musketeers.comparison.results import REFERENCE, Results
 from musketeers.comparison.study import Study
 from musketeers.comparison.tables import place_of
 from musketeers.config import dump
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Difference
+from musketeers.models.registry import MODELS
 from musketeers.report.parts import (
     attention,
     bars,
@@ -35,6 +34,7 @@ from musketeers.report.words import (
     metric_name,
     model_name,
     percent,
+    told,
     warning,
 )
 
@@ -295,11 +295,10 @@ def _tuning(study: Study, results: Results) -> str:
         for job, found in study.found.items():
             if job.model == name and job.seed == 0:
                 tries, chosen = found.about["tries"], found.about["settings"]
-                told = ", ".join(f"{k} = {_short(v)}" for k, v in chosen.items()) or "the defaults"
                 cells = [
                     escape(job.domain or "all"), f"{len(tries)}",
                     duration(sum(one["seconds"] for one in tries)),
-                    escape(told),
+                    escape(told(chosen)),
                 ]  # fmt: skip
                 rows.append(row(model_name(name), cells))
     caption = (
@@ -307,7 +306,3 @@ def _tuning(study: Study, results: Results) -> str:
         "them all)"
     )
     return table(caption, ["model", "domain", "tries", "time", "chosen"], rows, kind="told")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -8,12 +8,12 @@ from statistics import mean, stdev
 import numpy as np
 from jaxtyping import Float64
 
-from musketeers.comparison.model import Sees
-from musketeers.comparison.models import MODELS
 from musketeers.comparison.study import Study
 from musketeers.errors import RunError
 from musketeers.evaluation.compare import Cell, Difference, compare, corrected_together, pool
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.models.model import Sees
+from musketeers.models.registry import MODELS
 from musketeers.seeding import Seed
 
 REFERENCE = "smf"

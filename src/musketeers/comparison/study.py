@@ -4,16 +4,16 @@ import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from musketeers import config as configuration
 from musketeers.comparison import jobs as work
 from musketeers.comparison.jobs import Found, Job, Plan
-from musketeers.comparison.models import MODELS
 from musketeers.config import RunConfig
 from musketeers.errors import ConfigError, MusketeersError
 from musketeers.memory import available, peak
+from musketeers.models.needs import refusal
+from musketeers.models.registry import MODELS, check
 from musketeers.runs import libraries_on_one_thread
 
 OnDone = Callable[[Job, int, int], None]
@@ -86,7 +86,7 @@ def _together(
     }
     for job in jobs:
         if needs[job] > plan.memory:
-            yield job, _too_large(job, needs[job] - each, each, plan.memory)
+            yield job, refusal(job.model, needs[job] - each, each, plan.memory)
     # the large ones first: later there would be idle processes, which keep their memory
     share = plan.memory // n_processes
     waiting = [job for job in jobs if needs[job] <= plan.memory]
@@ -103,14 +103,6 @@ def _together(
                 running[pool.submit(_run, plan, job)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
-
-
-def _too_large(job: Job, needed: int, each: int, memory: int) -> str:
-    return (
-        f"{job.model} needs about {needed:,} bytes beside {each:,} of its process, more than the "
-        f"{memory:,} there are; give more (--memory), keep fewer items (data.min_item), or leave "
-        "it out"
-    )
 
 
 def _run(plan: Plan, job: Job) -> str | None:
@@ -134,12 +126,6 @@ def checked(
     for what, number in (("seeds", n_seeds), ("tries", n_tries)):
         if number < 1:
             raise ConfigError(f"{what} is {number}; a comparison needs at least 1")
-    for name in models:
-        if name not in MODELS:
-            near = get_close_matches(name, MODELS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"there is no model {name!r}; {hint}known are {', '.join(MODELS)}")
-        if MODELS[name].joint and len(config.data.domains) < 2:
-            raise ConfigError(f"{name} needs at least two domains; leave it out for one")
+    check(models, n_domains=len(config.data.domains))
     # the domain alone is what everything is measured against
     return tuple(dict.fromkeys(["smf", *models]))

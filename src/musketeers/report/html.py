@@ -8,6 +8,7 @@ from typing import Any
 from musketeers.config import dump
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.models.tuning import Try
 from musketeers.report.parts import (
     attention,
     curve,
@@ -27,6 +28,7 @@ from musketeers.report.words import (
     number,
     percent,
     size,
+    told,
 )
 from musketeers.results import Learning, Metrics, RunResult
 from musketeers.training import History
@@ -47,6 +49,7 @@ def render(result: RunResult) -> str:
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Attention", attention(result.learning.attention)),
+        section("What was tuned", _tuning(result.learning.tries)),
         section("Cost", _cost(result.manifest)),
         section("Settings", _settings(result)),
     )
@@ -115,22 +118,39 @@ def _signed(value: float) -> str:
 
 def _curves(learning: Learning) -> str:
     parts: list[str] = []
-    for stage, title in _STAGES.items():
-        if found := learning.histories.get(stage):
-            figures = "".join(
-                _curve(stage, domain, fits, kept=stage != "art" or learning.kept[domain])
-                for domain, fits in found.items()
-            )
-            parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
+    for stage, found in learning.histories.items():
+        figures = "".join(
+            _curve(stage, domain, fits, kept=stage != "art" or learning.kept[domain])
+            for domain, fits in found.items()
+        )
+        title = _STAGES.get(stage, model_name(stage))
+        parts.append(f'<h3>{title}</h3><div class="grid">{figures}</div>')
     return "".join(parts)
 
 
 def _curve(stage: str, domain: str, fits: Sequence[History], *, kept: bool) -> str:
     # cat's validation value is minus a loss
-    sign, name, what = (-1, "all domains", "loss") if stage == "cat" else (1, domain, "NDCG@10")
+    sign, what = (-1, "loss") if stage == "cat" else (1, "NDCG@10")
+    name = "all domains" if domain == "all" else domain
     end = "" if kept else "; within noise of epoch 0, the domain alone, which was kept"
     curves = [[epoch.valid for epoch in fit.epochs] for fit in fits]
     return curve(curves, sign=sign, name=name, what=what, stage=stage, end=end)
+
+
+def _tuning(tries: Mapping[str, Sequence[Try]]) -> str:
+    rows = [
+        row(escape(where), [f"{number}", *_tried(one)])
+        for where, found in tries.items()
+        for number, one in enumerate(found, 1)
+        if len(found) > 1
+    ]
+    caption = "All tries; the one that is best on validation was kept"
+    return table(caption, ["domain", "try", "NDCG@10", "time", "settings"], rows) if rows else ""
+
+
+def _tried(one: Try) -> list[str]:
+    reached = "failed" if one.valid is None else number(one.valid)
+    return [reached, duration(one.seconds), escape(one.failure or told(one.settings))]
 
 
 def _cost(manifest: Mapping[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.sampled import PREFIX
+from musketeers.models.tuning import Try
 
 HEADLINE_METRIC = "ndcg@10"
 LEGEND = (
@@ -109,6 +111,26 @@ def size(n_bytes: float) -> str:
     """
     power = min(int(math.log10(max(n_bytes, 1)) // 3), len(_UNITS) - 1)
     return f"{n_bytes / 1000**power:.{1 if power else 0}f} {_UNITS[power]}"
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """Chosen settings in one line.
+
+    >>> told({"regularization": 12.34567, "neighbors": 50}), told({})
+    ('regularization = 12.3, neighbors = 50', 'the defaults')
+    """
+    values = ((key, f"{v:.3g}" if isinstance(v, float) else v) for key, v in settings.items())
+    return ", ".join(f"{key} = {value}" for key, value in values) or "the defaults"
+
+
+def trial(tried: Try) -> str:
+    """How one try of several ended.
+
+    >>> trial(Try({"regularization": 30.0}, 0.25, 2.0))
+    'NDCG@10 0.2500  2.0 s  regularization = 30'
+    """
+    found = tried.failure or f"NDCG@10 {tried.valid:.4f}"
+    return f"{found}  {duration(tried.seconds)}  {told(tried.settings)}"
 
 
 def printable(text: object) -> str:

@@ -1,7 +1,8 @@
-"""Every model that a comparison knows: what it sees, how it is trained, what is tuned."""
+"""Every model there is: what it sees, how it is trained, what is tuned."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,15 +18,19 @@ from musketeers.baselines.herograph import (
     herograph,
     herograph_l,
 )
-from musketeers.baselines.ials import IalsSettings, ials
+from musketeers.baselines.ials import Ials, IalsSettings, ials
 from musketeers.baselines.item_knn import ItemKnnSettings, item_knn
-from musketeers.baselines.light_gcn import light_gcn
+from musketeers.baselines.light_gcn import LightGcn, light_gcn
+from musketeers.baselines.linear import Linear
 from musketeers.baselines.mpf import MpfSettings, mpf
 from musketeers.baselines.node2vec import Node2vecSettings
 from musketeers.baselines.popularity import popularity
 from musketeers.cat.train import Aligned, align
-from musketeers.comparison.model import Fitted, Made, Model, Sees, Settings, Task
-from musketeers.comparison.needs import (
+from musketeers.config import RunConfig, changed
+from musketeers.errors import ConfigError
+from musketeers.exchange import UserEmbeddings
+from musketeers.models.model import Fitted, Made, Model, Sees, Settings, Task
+from musketeers.models.needs import (
     FACTORS,
     MOST_NEIGHBORS,
     Needs,
@@ -35,13 +40,12 @@ from musketeers.comparison.needs import (
     vectors,
     wide_vectors,
 )
-from musketeers.comparison.space import Choice, Range, Space
-from musketeers.config import RunConfig, changed
-from musketeers.exchange import UserEmbeddings
+from musketeers.models.space import Choice, Range, Space
 from musketeers.pipeline import art, exchanged, smf
-from musketeers.pretrain.mf import Pretrained, pretrain
+from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
-from musketeers.training import History, Unwatched
+from musketeers.ranking import Factors
+from musketeers.training import History
 
 # 1. Models of one domain
 
@@ -52,32 +56,42 @@ def _pop(task: Task, _: Settings) -> Made:
 
 def _item_knn(task: Task, settings: Settings) -> Made:
     chosen = ItemKnnSettings(**settings)
-    return {name: Fitted(item_knn(split, chosen)) for name, split in task.splits.items()}
+    return _closed("item_knn", lambda name: item_knn(task.splits[name], chosen), task)
 
 
 def _ease(task: Task, settings: Settings) -> Made:
     chosen = EaseSettings(**settings, max_bytes=task.max_bytes)
-    return {name: Fitted(ease(split, chosen)) for name, split in task.splits.items()}
+    return _closed("ease", lambda name: ease(task.splits[name], chosen), task)
+
+
+def _closed(model: str, fit: Callable[[str], Linear], task: Task) -> Made:
+    """A model without epochs in each domain."""
+    found: dict[str, Fitted] = {}
+    for name in task.splits:
+        task.jobs(model, name, 0)
+        found[name] = Fitted(fit(name))
+    return found
 
 
 def _ials(task: Task, settings: Settings) -> Made:
-    chosen = IalsSettings(**settings)
-    found = {
-        name: ials(
-            split, task.validations[name], chosen, task.seed.child("ials", name), Unwatched(),
-            dim=task.config.dim,
-        )
-        for name, split in task.splits.items()
-    }  # fmt: skip
-    return {name: Fitted(made.factors, (made.history,)) for name, made in found.items()}
+    return _by_epochs("ials", ials, IalsSettings(**settings), task)
 
 
 def _light_gcn(task: Task, settings: Settings) -> Made:
-    chosen = GraphSettings(**settings)
+    return _by_epochs("light_gcn", light_gcn, GraphSettings(**settings), task)
+
+
+def _by_epochs(
+    model: str,
+    fit: Callable[..., Ials | LightGcn],
+    settings: IalsSettings | GraphSettings,
+    task: Task,
+) -> Made:
+    """A model of vectors in each domain."""
     found = {
-        name: light_gcn(
-            split, task.validations[name], chosen, task.seed.child("light_gcn", name), Unwatched(),
-            dim=task.config.dim,
+        name: fit(
+            split, task.validations[name], settings, task.seed.child(model, name),
+            task.jobs(model, name, settings.max_epochs), dim=task.config.dim,
         )
         for name, split in task.splits.items()
     }  # fmt: skip
@@ -85,14 +99,7 @@ def _light_gcn(task: Task, settings: Settings) -> Made:
 
 
 def _smf(task: Task, settings: Settings) -> Made:
-    config = changed(task.config, settings)
-    found = {
-        name: pretrain(
-            split, task.validations[name], config.pretrain, task.seed.child("pretrain", name),
-            Unwatched(), dim=config.dim,
-        )
-        for name, split in task.splits.items()
-    }  # fmt: skip
+    found = smf(task.splits, changed(task.config, settings), task.jobs, n_threads=task.n_threads)
     return {name: Fitted(made.factors, made.history, made) for name, made in found.items()}
 
 
@@ -109,8 +116,7 @@ def _wide_smf(task: Task, settings: Settings) -> Made:
 def _cmf(task: Task, settings: Settings) -> Made:
     run, own = _parted(settings)
     chosen = CmfSettings(bpr=changed(task.config, run).pretrain, **own)
-    seed = task.seed.child("cmf")
-    made = cmf(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    made = _jointly("cmf", cmf, chosen, chosen.bpr.max_epochs, task)
     return _together(made.factors, made.histories)
 
 
@@ -121,44 +127,27 @@ def _pooled_smf(task: Task, settings: Settings) -> Made:
 def _mpf(task: Task, settings: Settings) -> Made:
     run, own = _parted(settings)
     chosen = MpfSettings(bpr=changed(task.config, run).pretrain, **own)
-    seed = task.seed.child("mpf")
-    made = mpf(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    made = _jointly("mpf", mpf, chosen, chosen.bpr.max_epochs, task)
     return _together(made.factors, made.histories)
 
 
 def _herograph(task: Task, settings: Settings) -> Made:
     chosen = _with_graph(HeroGraphSettings(), settings)
-    seed = task.seed.child("herograph")
-    made = herograph(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    made = _jointly("herograph", herograph, chosen, chosen.graph.max_epochs, task)
     return _together(made.factors, (made.history,))
 
 
 def _herograph_l(task: Task, settings: Settings) -> Made:
     chosen = _with_graph(HeroGraphLSettings(), settings)
-    seed = task.seed.child("herograph_l")
-    made = herograph_l(
-        task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim
-    )
+    made = _jointly("herograph_l", herograph_l, chosen, chosen.graph.max_epochs, task)
     return _together(made.factors, (made.history,))
-
-
-def _pooled_ease(task: Task, settings: Settings) -> Made:
-    own = dict(settings)
-    weight: float = own.pop("source_weight", 0.5)
-    found: dict[str, Fitted] = {}
-    for name in task.splits:
-        weights = {source: weight for source in task.splits if source != name}
-        chosen = PooledEaseSettings(source_weights=weights, max_bytes=task.max_bytes, **own)
-        found[name] = Fitted(pooled_ease(task.splits, name, chosen))
-    return found
 
 
 def _ga_mtcdr(task: Task, settings: Settings) -> Made:
     own = dict(settings)
     graph = Node2vecSettings(return_weight=own.pop("return_weight", 1.0))
     chosen = GaMtcdrSettings(graph=graph, max_bytes=task.max_bytes, **own)
-    seed = task.seed.child("ga_mtcdr")
-    made = ga_mtcdr(task.splits, task.validations, chosen, seed, Unwatched(), dim=task.config.dim)
+    made = _jointly("ga_mtcdr", ga_mtcdr, chosen, chosen.max_epochs, task)
     return _together(made.factors, (made.history,))
 
 
@@ -166,8 +155,34 @@ def _ga_mtcdr_p(task: Task, settings: Settings) -> Made:
     return _ga_mtcdr(task, {"pull": 0.1, **settings})
 
 
-def _together(factors: Mapping[str, Scorer], histories: tuple[History, ...]) -> Made:
-    return {name: Fitted(scorer, histories) for name, scorer in factors.items()}
+def _pooled_ease(task: Task, settings: Settings) -> Made:
+    own = dict(settings)
+    weight: float = own.pop("source_weight", 0.5)
+
+    def fit(name: str) -> Linear:
+        weights = {source: weight for source in task.splits if source != name}
+        chosen = PooledEaseSettings(source_weights=weights, max_bytes=task.max_bytes, **own)
+        return pooled_ease(task.splits, name, chosen)
+
+    found = _closed("pooled_ease", fit, task)
+    return {name: replace(made, transfers=True) for name, made in found.items()}
+
+
+_Joint = TypeVar("_Joint")
+
+
+def _jointly(
+    model: str, fit: Callable[..., _Joint], settings: object, max_epochs: int, task: Task
+) -> _Joint:
+    """What all domains learn together."""
+    return fit(
+        task.splits, task.validations, settings, task.seed.child(model),
+        task.jobs(model, None, max_epochs), dim=task.config.dim,
+    )  # fmt: skip
+
+
+def _together(factors: Mapping[str, Factors], histories: tuple[History, ...]) -> Made:
+    return {name: Fitted(scorer, histories, transfers=True) for name, scorer in factors.items()}
 
 
 _HeroGraph = TypeVar("_HeroGraph", HeroGraphSettings, HeroGraphLSettings)
@@ -195,9 +210,10 @@ def _cat_art(fixed: Settings) -> Callable[[Task, Settings], Made]:
     def fit(task: Task, settings: Settings) -> Made:
         config = changed(task.config, {**settings, **fixed})
         shared = exchanged(task.splits, task.alone)
-        aligned = align(shared, config.cat, task.seed.child("cat"), Unwatched())
+        job = task.jobs("cat", None, config.cat.max_epochs)
+        aligned = align(shared, config.cat, task.seed.child("cat"), job)
         found = art(
-            task.splits, task.alone, shared, aligned.users, config, _unwatched,
+            task.splits, task.alone, shared, aligned.users, config, task.jobs,
             n_threads=task.n_threads,
         )  # fmt: skip
         # a source can be hidden from the whole method: CAT learned with domains hidden
@@ -209,27 +225,25 @@ def _cat_art(fixed: Settings) -> Callable[[Task, Settings], Made]:
 
 def _items_control(task: Task, settings: Settings) -> Made:
     config = changed(task.config, settings)
-    return _transferred(
-        controls.items_control(
-            task.splits, task.alone, config, _unwatched, n_threads=task.n_threads
-        )
+    found = controls.items_control(
+        task.splits, task.alone, config, task.jobs, n_threads=task.n_threads
     )
+    return {name: replace(made, transfers=False) for name, made in _transferred(found).items()}
 
 
 def _shuffled(task: Task, settings: Settings) -> Made:
     config = changed(task.config, settings)
-    return _transferred(
-        controls.shuffled_alignment(
-            task.splits, task.alone, config, _unwatched, n_threads=task.n_threads
-        )
+    found = controls.shuffled_alignment(
+        task.splits, task.alone, config, task.jobs, n_threads=task.n_threads
     )
+    return _transferred(found)
 
 
 def _with_noise(task: Task, settings: Settings) -> Made:
     config = changed(task.config, settings)
     splits = controls.with_noise_domain(task.splits, task.seed.child("noise"))
     (noise,) = set(splits) - set(task.splits)
-    alone = smf({noise: splits[noise]}, config, _unwatched, n_threads=task.n_threads)
+    alone = smf({noise: splits[noise]}, config, task.jobs, n_threads=task.n_threads)
     made = _cat_art({})(replace(task, splits=splits, alone={**task.alone, **alone}), settings)
     return {name: made[name] for name in task.splits}
 
@@ -242,6 +256,7 @@ def _transferred(
         name: Fitted(
             made.factors,
             (made.history,),
+            transfers=made.kept,
             attention=made.attention,
             without={other: partial(hide, name, other) for other in found if other != name}
             if hide
@@ -263,10 +278,6 @@ def _without(
     """The trained target with a source hidden from attention and from the shared embedding."""
     told = shared.hidden(source)
     return served(target, found[target], alone[target], told, aligned.of(told), config)
-
-
-def _unwatched(_stage: str, _domain: str | None) -> Unwatched:
-    return Unwatched()
 
 
 # 4. What is tuned
@@ -375,3 +386,14 @@ PAPER = (
     "smf_ae", "smf_cat", "cat_art_mean", "cat_art_linear",
 )  # fmt: skip
 """The models of the paper's two tables that are here."""
+
+
+def check(names: Iterable[str], *, n_domains: int) -> None:
+    """Raise `ConfigError` for a name that no model has, and for one that needs more domains."""
+    for name in names:
+        if name not in MODELS:
+            near = get_close_matches(name, MODELS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"there is no model {name!r}; {hint}known are {', '.join(MODELS)}")
+        if MODELS[name].joint and n_domains < 2:
+            raise ConfigError(f"{name} needs at least two domains; leave it out for one")

@@ -1,8 +1,9 @@
 """How much memory a model's training takes, told before it starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from musketeers.data.domains import Domains
 from musketeers.ranking import TILE_BYTES
 
 MOST_NEIGHBORS = 500
@@ -21,6 +22,26 @@ class Size:
     dim: int
     n_domains: int
     """Of all domains, trained or not."""
+
+    @classmethod
+    def of(cls, domains: Domains, trained: Sequence[str], *, dim: int) -> "Size":
+        """The size of a training on some of the domains."""
+        chosen = [domains.domains[name] for name in trained]
+        return cls(
+            len(domains.users),
+            tuple(len(domain.items) for domain in chosen),
+            sum(len(domain.pairs) for domain in chosen),
+            dim,
+            len(domains.domains),
+        )
+
+
+def refusal(model: str, needed: int, held: int, memory: int) -> str:
+    """What to tell of a model that does not fit beside what its process holds."""
+    return (
+        f"{model} needs about {needed:,} bytes beside {held:,} of its process, more than the "
+        f"{memory:,} there are; give more memory, keep fewer items (data.min_item), or leave it out"
+    )
 
 
 Needs = Callable[[Size], int]

@@ -1,33 +1,42 @@
-"""What a comparison asks of a model, and what it gets back."""
+"""What is asked of a model, and what it gives back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from musketeers.baselines.ease import MAX_BYTES
-from musketeers.comparison.needs import FACTORS, Needs
-from musketeers.comparison.space import Choice, Range, Space
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
+from musketeers.models.needs import FACTORS, Needs
+from musketeers.models.space import Choice, Range, Space
+from musketeers.pipeline import Jobs
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
+from musketeers.scorers import Trained
 from musketeers.seeding import Seed
-from musketeers.training import History
+from musketeers.training import History, Unwatched
 
 Sees = Literal["own data", "user embeddings", "all raw data"]
 Settings = Mapping[str, Any]
+
+
+def unwatched(_stage: str, _domain: str | None, _max_epochs: int) -> Unwatched:
+    """`Jobs` that keep nothing and tell nobody."""
+    return Unwatched()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
     """What one training made of one domain."""
 
-    scorer: Scorer
+    scorer: Trained
     history: tuple[History, ...] = ()
     """One for each setting tried; of domains that learn together the same, by their mean."""
     start: Pretrained | None = None
     """What other models start from."""
+    transfers: bool = False
+    """Whether a user whom the domain does not know is scored by what others know."""
     attention: Mapping[str, float] = field(default_factory=dict[str, float])
     """Source -> mean weight, see `Transferred.attention`."""
     without: Mapping[str, Callable[[], Scorer]] = field(
@@ -52,6 +61,7 @@ class Task:
     alone: Mapping[str, Pretrained]
     """The tuned SMF of every domain, for models that start from it; else empty."""
     n_threads: int
+    jobs: Jobs = unwatched
     max_bytes: int = MAX_BYTES
     """What a training may take, for models that refuse to take more."""
 
@@ -59,6 +69,10 @@ class Task:
     def seed(self) -> Seed:
         """The root of all random streams of the job."""
         return Seed(self.config.seed)
+
+    def valid(self, made: Made) -> dict[str, float]:
+        """Validation NDCG@10 of each domain."""
+        return {name: self.validations[name].ndcg(one.scorer) for name, one in made.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

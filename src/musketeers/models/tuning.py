@@ -1,26 +1,32 @@
 """Every model gets the same number of tries, and validation alone says which was best."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, TypeVar, cast
 
-from musketeers.comparison.space import Choice, Range, Space
 from musketeers.errors import MissingExtraError, MusketeersError
+from musketeers.models.model import Model, Settings, Task
+from musketeers.models.space import Choice, Range, Space
 from musketeers.seeding import Seed
 
-Made = TypeVar("Made")
+Fit = TypeVar("Fit")
 
 
 @dataclass(frozen=True, slots=True)
 class Try:
     """One training with one choice of settings."""
 
-    settings: Mapping[str, Any]
+    settings: Settings
     valid: float | None
     """Mean validation NDCG@10; None where training failed."""
     seconds: float
     failure: str | None = None
+
+
+def quiet(_number: int, _tried: Try) -> None:
+    """An `on_try` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,18 +34,38 @@ class Tuned:
     """The best of some tries."""
 
     made: Any
+    """What was trained."""
     best: Try
     tries: tuple[Try, ...]
     """In the order in which they ran; the first has the defaults."""
 
 
+def fitted(
+    name: str, model: Model, task: Task, *, n_tries: int, on_try: Callable[[int, Try], None] = quiet
+) -> Tuned:
+    """The model `name`, tuned on the mean over the task's domains of validation NDCG@10.
+
+    The same for the same seed wherever it is called: what a comparison found can be fitted again.
+    """
+    which = "all" if model.joint else next(iter(task.splits))
+    return tune(
+        lambda settings: model.fit(task, settings),
+        lambda made: fmean(task.valid(made).values()),
+        model.space,
+        n_tries=n_tries,
+        seed=task.seed.child("tuning", name, which),
+        on_try=on_try,
+    )
+
+
 def tune(
-    fit: Callable[[Mapping[str, Any]], Made],
-    measure: Callable[[Made], float],
+    fit: Callable[[Settings], Fit],
+    measure: Callable[[Fit], float],
     space: Space,
     *,
     n_tries: int,
     seed: Seed,
+    on_try: Callable[[int, Try], None] = quiet,
 ) -> Tuned:
     """The best of `n_tries` trainings by `measure`, the earliest of equal ones.
 
@@ -53,7 +79,7 @@ def tune(
     n_tries = n_tries if space else 1
     propose = _proposals(seed) if n_tries > 1 else None
     tries: list[Try] = []
-    best: tuple[Try, Made] | None = None
+    best: tuple[Try, Fit] | None = None
     failure: MusketeersError | None = None
     for number in range(n_tries):
         trial = propose.ask() if propose and number else None
@@ -71,6 +97,7 @@ def tune(
                 best = tries[-1], made
             # a model that lost does not take memory while the next one trains
             del made
+        on_try(number, tries[-1])
         if propose and trial:
             _tell(propose, trial, tries[-1])
     if best is None:
