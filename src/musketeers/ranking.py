@@ -18,7 +18,7 @@ TILE_BYTES = 30 * 2**20
 out again."""
 
 _BLOCK = 128
-_GROUPS = 256
+_GROUPS_PER_ITEM = 4
 _HALF_ULP = 2.0**-24
 _TINY = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max) / 2
@@ -271,12 +271,13 @@ def _select(scores, margins, users, indptr, seen, k, candidates, counts):
     room = candidates.shape[1]
     items = np.empty(2 * room, dtype=np.int32)
     values = np.empty(2 * room, dtype=np.float32)
-    maxima = np.empty(_GROUPS, dtype=np.float32)
+    maxima = np.empty(_GROUPS_PER_ITEM * k, dtype=np.float32)
     for row in range(len(users)):
-        skip = seen[indptr[users[row]] : indptr[users[row] + 1]]
-        floor = _surely_reached(scores[row], k + len(skip), maxima)
-        cut = _below(floor - margins[row])
-        counts[row] = _scan(scores[row], margins[row], skip, k, room, cut, items, values)
+        # out of the way first, so that only items that count set the cut
+        for place in range(indptr[users[row]], indptr[users[row] + 1]):
+            scores[row, seen[place]] = -np.inf
+        cut = _below(_surely_reached(scores[row], k, maxima) - margins[row])
+        counts[row] = _scan(scores[row], margins[row], k, room, cut, items, values)
         for j in range(counts[row]):
             candidates[row, j] = items[j]
 
@@ -307,9 +308,8 @@ def _below(bound):
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _scan(scores, margin, skip, k, room, cut, items, values):
+def _scan(scores, margin, k, room, cut, items, values):
     count = 0
-    following = 0
     for first in range(0, len(scores), _BLOCK):
         block = scores[first : first + _BLOCK]
         if not _any_above(block, cut):
@@ -317,11 +317,7 @@ def _scan(scores, margin, skip, k, room, cut, items, values):
         for j in range(len(block)):
             if not block[j] > cut:
                 continue
-            item = np.int32(first + j)
-            following = _advance(skip, following, item)
-            if following < len(skip) and skip[following] == item:
-                continue
-            items[count] = item
+            items[count] = first + j
             values[count] = block[j]
             count += 1
             if count == len(items):
@@ -330,14 +326,6 @@ def _scan(scores, margin, skip, k, room, cut, items, values):
                     return -1
     count, _ = _drop_hopeless(items, values, count, k, margin, cut)
     return count if count <= room else -1
-
-
-@njit(nogil=True, cache=True)
-@no_type_check
-def _advance(rows, position, item):
-    while position < len(rows) and rows[position] < item:
-        position += 1
-    return position
 
 
 @njit(nogil=True, cache=True)
