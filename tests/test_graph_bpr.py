@@ -28,7 +28,7 @@ from musketeers.run_folder import FolderCheckpoint
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
-QUICK = GraphSettings(layers=2, batch_size=256, max_epochs=6, patience=6)
+QUICK = GraphSettings(layers=2, learning_rate=0.01, steps=4, max_epochs=6, patience=6)
 
 
 def pairs(users, items, *, n_users, n_items):
@@ -178,7 +178,7 @@ def test_other_items_are_uniform_over_those_the_user_does_not_like():
 @pytest.mark.parametrize("sage", [False, True])
 def test_an_epoch_of_one_step_is_one_step_of_adam(sage):
     splits = two()
-    settings = GraphSettings(layers=1, batch_size=10**6, learning_rate=0.03)
+    settings = GraphSettings(layers=1, steps=1, learning_rate=0.03)
     one, other = (trainable(splits, settings, sage=sage) for _ in range(2))
     for model in (one, other):
         for embedding in model.embeddings.values():
@@ -205,7 +205,7 @@ def test_an_epoch_of_one_step_is_one_step_of_adam(sage):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_learn_more_than_popularity(seed):
     splits = planted(("tv", "film"), Seed(seed), popularity=0.5, n_users=200, n_items=60).splits
-    settings = GraphSettings(batch_size=256, max_epochs=25)
+    settings = GraphSettings(max_epochs=25)
     split = splits["tv"]
     models = (
         popularity(split.train),
@@ -297,7 +297,7 @@ def test_a_domain_with_fewer_pairs_than_steps_still_learns():
     few = pairs([0, 1, 2], [0, 1, 2], n_users=60, n_items=5)
     nothing = pairs([], [], n_users=60, n_items=5)
     tiny = Split(few, pairs([0, 1, 2], [3, 3, 4], n_users=60, n_items=5), nothing)
-    settings = GraphSettings(layers=1, batch_size=32, max_epochs=3)
+    settings = GraphSettings(layers=1, learning_rate=0.01, steps=40, max_epochs=3)
     model = joint({**splits, "tiny": tiny}, settings)
     assert np.isfinite([e.train_loss for e in model.history.epochs[1:]]).all()
     assert (model.factors["tiny"].score(np.arange(3)).argmax(1) == [0, 1, 2]).all()
@@ -307,7 +307,7 @@ def test_a_domain_with_fewer_pairs_than_steps_still_learns():
     ("setting", "value", "rule"),
     [
         ("layers", -1, "at least 0"),
-        ("batch_size", 0, "at least 1"),
+        ("steps", 0, "at least 1"),
         ("learning_rate", 0.0, "above 0"),
         ("learning_rate", float("nan"), "above 0"),
         ("init_scale", -1.0, "above 0"),
@@ -343,7 +343,7 @@ def test_domains_that_do_not_match_are_refused(model):
 
 def test_memory_is_stated_before_it_is_taken():
     splits = two(n_users=1000, n_items=300, pairs_per_user=20)
-    settings = HeroGraphSettings(GraphSettings(layers=2, max_epochs=1, batch_size=2048))
+    settings = HeroGraphSettings(GraphSettings(layers=2, max_epochs=1))
     with pytest.raises(ConfigError, match=r"^HeroGRAPH of 1,000 users, .* max_bytes = 1; raise"):
         pooling(splits, replace(settings, max_bytes=1), dim=32)
     pooling(splits, settings, dim=32)
@@ -358,4 +358,4 @@ def test_memory_is_stated_before_it_is_taken():
 
 def test_an_absurd_learning_rate_ends_with_the_epoch_and_the_cause():
     with pytest.raises(DivergedError, match=r"^epoch \d+: training loss is (nan|inf)"):
-        single(two()["tv"], GraphSettings(learning_rate=1e30, batch_size=32))
+        single(two()["tv"], GraphSettings(learning_rate=1e30))

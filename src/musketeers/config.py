@@ -115,7 +115,9 @@ class PretrainConfig(_Section):
     """Expected length of a vector before training."""
     max_epochs: Count = 200
     """Of each try."""
-    patience: Count = 10
+    validate_every: Count = 3
+    """Epochs from one validation to the next; a validation can cost more than an epoch."""
+    patience: Count = 12
     """Epochs without a better validation NDCG@10 before training stops."""
 
 

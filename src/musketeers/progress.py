@@ -125,7 +125,7 @@ class Tally:
         """The time that all epochs still allowed at this strength would take."""
         if not (trained := self._trained()):
             return ""
-        mean = sum(e.seconds + e.valid_seconds for e in trained) / len(trained)
+        mean = sum(e.seconds + e.valid_seconds for e in trained) / sum(e.passes for e in trained)
         rest = timedelta(seconds=round(mean * (self.max_epochs - self.epochs[-1].number)))
         return f"≤{str(rest).removeprefix('0:')} left"
 
@@ -136,7 +136,7 @@ class Tally:
             return f"{self._name()}  solved, {spent}"
         if not self.epochs:
             return f"{self._name()}  was complete"
-        n = len(self._trained())
+        n = sum(epoch.passes for epoch in self._trained())
         epochs = f"{n} epoch{'' if n == 1 else 's'}"
         return f"{self._name()}  {self._best()}  {epochs}, {self._rate()} samples/s, {spent}"
 
@@ -153,7 +153,7 @@ class Tally:
         seconds = sum(epoch.seconds for epoch in trained)
         if not seconds:
             return "0"
-        rate = self.samples * len(trained) / seconds
+        rate = self.samples * sum(epoch.passes for epoch in trained) / seconds
         return f"{rate / 1e6:.1f} M" if rate >= 1e5 else f"{rate / 1e3:.1f} k"
 
     def _trained(self) -> list[Epoch]:

@@ -75,23 +75,25 @@ class Unwatched:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one pass over the data gave."""
+    """Where one pass over the data, or several without a look between them, ended."""
 
     number: int
     """0 is the model as it was handed in."""
     train_loss: float | None
-    """Mean over the pass; None for epoch 0, which trains nothing."""
+    """Mean over its pass; None for epoch 0, which trains nothing."""
     valid: float
     """Validation value; larger is better."""
     seconds: float
-    """Wall time of the training pass."""
+    """Wall time of training since the look before."""
     valid_seconds: float
     """Wall time of the validation."""
+    passes: int = 1
+    """Passes over the training data since the look before; without meaning for epoch 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Every epoch of a fit, in order; at least epoch 0 once `fit` returns.
+    """Every epoch of a fit that validation looked at, in order; at least epoch 0.
 
     >>> start, better, equal = (Epoch(n, None, v, 2, 0.1) for n, v in enumerate((0.1, 0.3, 0.3)))
     >>> History((start, better, equal)).best
@@ -129,17 +131,18 @@ def fit(
     *,
     max_epochs: int,
     patience: int,
+    every: int = 1,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Epoch], None] = ignore,
     remedy: str = "learning_rate is probably too large, start again with a smaller one",
 ) -> History:
     """Train until `patience` epochs in a row brought nothing better; leave `model` at its best.
 
-    Epoch 0, the model as handed in, counts: training that never improves validation
-    returns the start unchanged.  With a `checkpoint`, progress is saved after every epoch,
-    and a later call with an equal model and settings goes on from there, bitwise as if never
-    interrupted; a fit that was complete returns at once.  `on_epoch` hears of the epochs
-    of this call only.
+    Validation looks at each `every`-th epoch and at the last; the history holds those.  Epoch 0,
+    the model as handed in, counts: training that never improves validation returns the start
+    unchanged.  With a `checkpoint`, progress is saved with every look, and a later call with an
+    equal model and settings goes on from there, bitwise as if never interrupted; a fit that was
+    complete returns at once.  `on_epoch` hears of the looks of this call only.
 
     Raises `DivergedError` if a loss or validation value is not finite, with the `remedy`, which
     names settings that the model has; the checkpoint then still holds the epoch before.
@@ -147,19 +150,23 @@ def fit(
     progress = _Progress(model, checkpoint)
     progress.load()
     while not progress.is_complete(max_epochs, patience):
-        epoch = _run(model, len(progress.epochs), remedy)
+        epoch = _run(model, progress.following(every, max_epochs), remedy)
         progress.record(epoch)
         on_epoch(epoch)
     model.restore(progress.best)
     return History(tuple(progress.epochs))
 
 
-def _run(model: Trainable, number: int, remedy: str) -> Epoch:
-    start = time.perf_counter()
-    loss = _finite(model.epoch(number), number, "training loss", remedy) if number else None
+def _run(model: Trainable, numbers: range, remedy: str) -> Epoch:
+    """Train these epochs and look; the number 0 trains nothing."""
+    start, loss = time.perf_counter(), None
+    for number in numbers:
+        loss = _finite(model.epoch(number), number, "training loss", remedy) if number else None
     trained = time.perf_counter()
-    valid = _finite(model.validate(), number, "validation value", remedy)
-    return Epoch(number, loss, valid, trained - start, time.perf_counter() - trained)
+    last = numbers[-1]
+    valid = _finite(model.validate(), last, "validation value", remedy)
+    looked = time.perf_counter() - trained
+    return Epoch(last, loss, valid, trained - start, looked, len(numbers))
 
 
 def _finite(value: float, number: int, what: str, remedy: str) -> float:
@@ -191,6 +198,13 @@ class _Progress:
         last = _part(tensors, _LAST)
         self.model.restore(last)
         self.best = _part(tensors, _BEST) if self.is_stale() else last
+
+    def following(self, every: int, max_epochs: int) -> range:
+        """The epochs before the next look, that one included."""
+        if not self.epochs:
+            return range(1)
+        number = self.epochs[-1].number
+        return range(number + 1, min(number + every, max_epochs) + 1)
 
     def is_complete(self, max_epochs: int, patience: int) -> bool:
         if not self.epochs:

@@ -18,6 +18,10 @@ MAX_BYTES = 8 * 2**30
 """Memory that a model may take unless its settings say otherwise: about 26,000 items."""
 
 
+_BLOCK = 256
+"""Items whose weights are made at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class EaseSettings:
     """How strongly weights are held back, and the memory to stay within."""
@@ -98,21 +102,27 @@ def item_regression(
 
     With $P = (X^\top X + \lambda I)^{-1}$ the weights are $-P_{ji} / P_{ii}$, and 0 for an item on
     itself (Steck 2019, equation 8; further columns as in Jeunen et al., Closed-Form Models for
-    Collaborative Filtering with Side-Information, RecSys 2020).  The inverse is taken in
-    float64: rounding counts times the condition of the matrix, which grows with users / λ, and
-    float32 has no digits to spare for that.
+    Collaborative Filtering with Side-Information, RecSys 2020).  Where there are fewer users than
+    inputs, $P = (I - X^\top (X X^\top + \lambda I)^{-1} X) / \lambda$, the same by Woodbury's
+    identity, takes the inverse of a smaller matrix.  It is taken in float64: rounding counts times
+    the condition of the matrix, which grows with users / λ, and float32 has no digits to spare for
+    that.
 
-    Memory: 8 bytes for each pair of inputs (the inverse takes the place of the products) and 4
-    for each weight.  Raises `ConfigError` where that exceeds `max_bytes`.  Bitwise repeatable for
-    one number of BLAS threads.
+    Memory: 8 bytes for each pair of inputs, or of users if they are fewer (the inverse takes the
+    place of the products), and 4 for each weight.  Raises `ConfigError` where that exceeds
+    `max_bytes`.  Bitwise repeatable for one number of BLAS threads.
     """
-    n_inputs = shape(inputs)[1]
-    needed = 8 * n_inputs**2 + 4 * n_inputs * n_items
+    n_users, n_inputs = int((np.diff(inputs.indptr) > 0).sum()), shape(inputs)[1]
+    needed = 8 * min(n_users, n_inputs) ** 2 + 4 * n_inputs * n_items
     if needed > max_bytes:
         raise ConfigError(
             f"EASE of {n_items:,} items on {n_inputs:,} inputs needs {needed:,} bytes, more than "
             f"max_bytes = {max_bytes:,}; raise it, or keep fewer items (a larger data.min_item)"
         )
+    if n_users < n_inputs:
+        known = csr_array(inputs[np.flatnonzero(np.diff(inputs.indptr))])
+        inverse = _inverse(_products(csr_array(known.T)), regularization)
+        return Linear.of(inputs, _weights_by_user(inverse, known, n_items))
     inverse = _inverse(_products(inputs), regularization)
     return Linear.of(inputs, _weights(inverse, n_items))
 
@@ -165,6 +175,23 @@ def _weights(
         inverse[row, row + 1 : n_items] = inverse[row + 1 : n_items, row]
         weights[row] = inverse[row, :n_items] / -diagonal
     weights[np.diag_indices(n_items)] = 0
+    return weights
+
+
+def _weights_by_user(
+    inverse: Float64[np.ndarray, "user user"], inputs: csr_array, n_items: int
+) -> Float32[np.ndarray, "input item"]:
+    """The same weights from the inverse between users, of which the upper triangle is filled in."""
+    for row in range(len(inverse)):
+        inverse[row, row + 1 :] = inverse[row + 1 :, row]
+    by_input = csr_array(csr_array(inputs.T).astype(np.float64))
+    weights = np.empty((shape(inputs)[1], n_items), dtype=np.float32)
+    for first in range(0, n_items, _BLOCK):
+        items = np.arange(first, min(first + _BLOCK, n_items))
+        explained = by_input @ (by_input[items] @ inverse).T
+        own = explained[items, items - first]
+        weights[:, items] = explained / (1 - own)
+        weights[items, items] = 0
     return weights
 
 

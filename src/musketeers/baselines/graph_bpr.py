@@ -25,12 +25,12 @@ class GraphSettings:
 
     layers: int = 3
     """Steps along the graph; 0 is plain matrix factorisation."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     """Adam's step."""
     regularization: float = 2e-3
     """L2 strength on the vectors of a batch (see `GraphBpr` which), for each pair."""
-    batch_size: int = 8192
-    """Pairs per step over all domains; each step encodes whole tables, so few large ones."""
+    steps: int = 8
+    """Steps in an epoch; each encodes whole tables, so they are few and large."""
     init_scale: float = 1.0
     """Expected length of a vector before training, before the graph."""
     max_epochs: int = 500
@@ -38,7 +38,7 @@ class GraphSettings:
     """Epochs without a better validation NDCG@10 before training stops."""
 
     def __post_init__(self) -> None:
-        for name, least in (("layers", 0), ("batch_size", 1)):
+        for name, least in (("layers", 0), ("steps", 1)):
             value: int = getattr(self, name)
             if value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
@@ -126,8 +126,7 @@ class GraphBpr:
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`; the domains are cut into the same number of batches."""
         rng = self._seed.child("epoch", str(number)).numpy()
-        n_pairs = sum(len(sampler.pairs) for sampler in self._samplers)
-        n_steps = max(1, -(-n_pairs // self._settings.batch_size))
+        n_steps = self._settings.steps
         orders = [
             np.array_split(rng.permutation(sampler.pairs), n_steps) for sampler in self._samplers
         ]

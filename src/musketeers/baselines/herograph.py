@@ -37,7 +37,7 @@ class HeroGraphSettings:
 
     graph: GraphSettings = field(
         default_factory=lambda: GraphSettings(
-            layers=1, regularization=0.02, init_scale=0.3, batch_size=32768, patience=5
+            layers=1, regularization=0.02, learning_rate=0.01, init_scale=0.3, patience=5
         )
     )
     """Of all; its `regularization` is for the vectors that the shared graph makes."""
@@ -169,7 +169,7 @@ def _check_memory(trains: Sequence[Interactions], settings: HeroGraphSettings, d
     n_users, layers = trains[0].n_users, settings.graph.layers
     nodes, own_nodes = n_users + n_items, len(trains) * n_users + n_items
     rows = (64 + 20 * layers) * nodes + 40 * own_nodes
-    rows += 16 * min(settings.graph.batch_size, n_pairs)
+    rows += 16 * -(-n_pairs // settings.graph.steps)
     needed = 140 * n_pairs + dim * rows + 4 * nodes * layers * settings.neighbours
     if needed > settings.max_bytes:
         raise ConfigError(

@@ -34,9 +34,8 @@ def light_gcn(
     He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation",
     SIGIR 2020: BPR with uniform negatives over the vectors of `Graph.smooth`.
 
-    A step costs 4 dim layers multiplications for each pair of the whole domain, so an epoch grows
-    with the square of the pairs at a fixed `batch_size`.  Memory: eight times the vectors of users
-    and items, and 24 bytes a pair.  Bitwise the same on any number of threads.
+    A step costs 4 dim layers multiplications for each pair of the domain.  Memory: eight times the
+    vectors of users and items, and 24 bytes a pair.  Bitwise the same on any number of threads.
     """
     graph = Graph.pooled([split.train])
     encoder = Smoothing(graph, settings.layers, validation.n_threads)

@@ -77,8 +77,10 @@ class Found:
     """NDCG@10 of the chosen tries, by domain."""
     about: Mapping[str, Any]
     """The chosen settings, all tries, seconds."""
-    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict[str, Any])
-    """Domain -> for each strength of the chosen try, validation NDCG@10 by epoch, from epoch 0.
+    curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]] = field(
+        default_factory=dict[str, Any]
+    )
+    """Domain -> for each training of the chosen try, epochs and their validation NDCG@10.
 
     Of domains that learn together the same, by their mean; empty without epochs.
     """
@@ -189,7 +191,7 @@ def _described(made: Made) -> dict[str, Any]:
     return {
         **next((_steps(one.start) for one in made.values() if one.start), {}),
         "curves": {
-            name: [[epoch.valid for epoch in fit.epochs] for fit in one.history]
+            name: [[(epoch.number, epoch.valid) for epoch in fit.epochs] for fit in one.history]
             for name, one in made.items()
         },
         "attention": {name: dict(one.attention) for name, one in made.items()},

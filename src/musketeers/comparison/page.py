@@ -38,7 +38,7 @@ from musketeers.report.words import (
     warning,
 )
 
-Curves = Sequence[Sequence[float]]
+Curves = Sequence[Sequence[tuple[int, float]]]
 
 _MARKS = {"▲": "better", "▼": "worse", "": ""}
 
@@ -264,7 +264,9 @@ def _curves(study: Study, results: Results) -> str:
 
 def _end(found: Found, curves: Curves, domains: Sequence[str]) -> str:
     """Whether a domain, though some epoch was better, kept its start."""
-    kept = len(domains) == 1 and found.valid[domains[0]] < max(map(max, curves))
+    kept = len(domains) == 1 and found.valid[domains[0]] < max(
+        valid for of in curves for _, valid in of
+    )
     return "; within noise of epoch 0, which was kept" if kept else ""
 
 

@@ -75,7 +75,9 @@ def attentive(size: Size) -> int:
 
 def squares(size: Size) -> int:
     """The inverse (8 bytes a cell), its weights, and those of the best try (4 each)."""
-    return 2 * TILE_BYTES + 16 * sum(size.n_items) ** 2 + 64 * size.n_pairs
+    n_items = sum(size.n_items)
+    inverse = 8 * min(n_items, size.n_users) ** 2
+    return 2 * TILE_BYTES + inverse + 8 * n_items**2 + 64 * size.n_pairs
 
 
 def neighbors_kept(size: Size) -> int:

@@ -99,33 +99,34 @@ def _by_epochs(
 
 
 def _smf(task: Task, settings: Settings) -> Made:
-    found = smf(task.splits, changed(task.config, settings), task.jobs, n_threads=task.n_threads)
+    config = changed(task.config, _once(settings))
+    found = smf(task.splits, config, task.jobs, n_threads=task.n_threads)
     return {name: Fitted(made.factors, made.history, made) for name, made in found.items()}
 
 
 def _wide_smf(task: Task, settings: Settings) -> Made:
     """As many dimensions as all domains have together: is it only capacity?"""
-    wide = task.config.dim * len(task.config.data.domains)
-    found = _smf(task, {**settings, "dim": wide})
+    wide = changed(task.config, {"dim": task.config.dim * len(task.config.data.domains)})
+    found = _smf(replace(task, config=wide), settings)
     return {name: replace(made, start=None) for name, made in found.items()}
 
 
 # 2. Models of all domains' raw data
 
 
-def _cmf(task: Task, settings: Settings) -> Made:
-    run, own = _parted(settings)
-    chosen = CmfSettings(bpr=changed(task.config, run).pretrain, **own)
+def _cmf(task: Task, settings: Settings, *, negatives: str = "in-domain") -> Made:
+    run, own = _parted(_once(settings))
+    chosen = CmfSettings(bpr=changed(task.config, run).pretrain, negatives=negatives, **own)
     made = _jointly("cmf", cmf, chosen, chosen.bpr.max_epochs, task)
     return _together(made.factors, made.histories)
 
 
 def _pooled_smf(task: Task, settings: Settings) -> Made:
-    return _cmf(task, {**settings, "negatives": "global"})
+    return _cmf(task, settings, negatives="global")
 
 
 def _mpf(task: Task, settings: Settings) -> Made:
-    run, own = _parted(settings)
+    run, own = _parted(_once(settings))
     chosen = MpfSettings(bpr=changed(task.config, run).pretrain, **own)
     made = _jointly("mpf", mpf, chosen, chosen.bpr.max_epochs, task)
     return _together(made.factors, made.histories)
@@ -193,6 +194,11 @@ def _with_graph(start: _HeroGraph, settings: Settings) -> _HeroGraph:
     own = {name: value for name, value in settings.items() if hasattr(start, name)}
     graph = {name: value for name, value in settings.items() if name not in own}
     return replace(start, graph=replace(start.graph, **graph), **own)
+
+
+def _once(settings: Settings) -> Settings:
+    """The defaults search a strength and a rate by themselves; what a tuner proposes has both."""
+    return {**settings, "pretrain.tries": 1} if settings else settings
 
 
 def _parted(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -283,13 +289,14 @@ def _without(
 # 4. What is tuned
 
 _BPR: Space = {
-    "pretrain.learning_rate": Range(0.03, 0.3),
+    "pretrain.learning_rate": Range(0.01, 0.2),
+    "pretrain.regularization": Range(0.01, 0.2),
     "pretrain.candidates": Choice((1, 2, 4, 8)),
     "pretrain.init_scale": Range(0.03, 0.3),
 }
 _GRAPH: Space = {
     "layers": Range(1, 4, log=False),
-    "learning_rate": Range(5e-3, 3e-2),
+    "learning_rate": Range(5e-3, 5e-2),
     "init_scale": Range(0.1, 1.0),
 }
 _HEROGRAPH: Space = {

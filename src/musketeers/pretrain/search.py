@@ -45,6 +45,7 @@ def search(
             model,
             max_epochs=config.max_epochs,
             patience=config.patience,
+            every=config.validate_every,
             checkpoint=job.checkpoint(f"try-{len(histories)}"),
             on_epoch=job.on_epoch,
         )

@@ -133,7 +133,7 @@ def _curve(stage: str, domain: str, fits: Sequence[History], *, kept: bool) -> s
     sign, what = (-1, "loss") if stage == "cat" else (1, "NDCG@10")
     name = "all domains" if domain == "all" else domain
     end = "" if kept else "; within noise of epoch 0, the domain alone, which was kept"
-    curves = [[epoch.valid for epoch in fit.epochs] for fit in fits]
+    curves = [[(epoch.number, epoch.valid) for epoch in fit.epochs] for fit in fits]
     return curve(curves, sign=sign, name=name, what=what, stage=stage, end=end)
 
 

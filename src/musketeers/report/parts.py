@@ -113,7 +113,7 @@ def settings(summary: str, text: str) -> str:
 
 
 def curve(
-    curves: Sequence[Sequence[float]],
+    curves: Sequence[Sequence[tuple[int, float]]],
     *,
     name: str,
     what: str,
@@ -121,18 +121,20 @@ def curve(
     sign: int = 1,
     end: str = "",
 ) -> str:
-    """Validation values by epoch, larger is better, a curve for each training tried.
+    """Epochs and their validation values, larger is better, a curve for each training tried.
 
     They are shown times `sign`; `what` names the value, `name` and `stage` what learned.
     """
-    chosen = max(range(len(curves)), key=lambda n: max(curves[n]))
-    epoch = max(range(len(curves[chosen])), key=curves[chosen].__getitem__)
-    signed = [[sign * value for value in one] for one in curves]
+    tops = [max(one, key=lambda point: point[1]) for one in curves]
+    chosen = max(range(len(tops)), key=lambda n: tops[n][1])
+    epoch, top = tops[chosen][0], sign * tops[chosen][1]
+    signed = [[(number, sign * value) for number, value in one] for one in curves]
     picture = learning_curves(
-        signed, best=(chosen, epoch), what=f"validation {what}", where=f"{stage}, {name}"
-    )
+        signed, chosen=chosen, best=(epoch, top), what=f"validation {what}",
+        where=f"{stage}, {name}",
+    )  # fmt: skip
     tried = f", best of {len(curves)} trainings" if len(curves) > 1 else ""
-    label = f"{name}: {what} {signed[chosen][epoch]:.4f} at epoch {epoch}{tried}{end}"
+    label = f"{name}: {what} {top:.4f} at epoch {epoch}{tried}{end}"
     return figure(picture, label)
 
 

@@ -12,25 +12,29 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 310, 12, 128
 
 
 def learning_curves(
-    curves: Sequence[Sequence[float]], *, best: tuple[int, int], what: str, where: str
+    curves: Sequence[Sequence[tuple[int, float]]],
+    *,
+    chosen: int,
+    best: tuple[int, float],
+    what: str,
+    where: str,
 ) -> str:
-    """Values by epoch, from epoch 0, one line for each fit; the others are pale.
+    """Epochs and their values, one line for each fit; all but the chosen one are pale.
 
-    `best` is the chosen fit and its epoch; `what` names the value and `where` the stage and
+    `best` is the chosen fit's best point; `what` names the value and `where` the stage and
     domain, for those who cannot see it.
     """
-    values = [value for curve in curves for value in curve]
-    last, low, high = max(map(len, curves)) - 1, min(values), max(values)
+    values = [value for curve in curves for _, value in curve]
+    last, low, high = max(curve[-1][0] for curve in curves), min(values), max(values)
 
     def place(number: int, value: float) -> tuple[float, float]:
         across = number / last if last else 0.0
         up = (value - low) / (high - low) if high > low else 1.0
         return _LEFT + across * (_RIGHT - _LEFT), _BOTTOM - up * (_BOTTOM - _TOP)
 
-    chosen, epoch = best
-    lines = [_line([place(*point) for point in enumerate(curve)]) for curve in curves]
-    x, y = place(epoch, curves[chosen][epoch])
-    summary = f"{where}: {what} from {curves[chosen][0]:.4f} to {curves[chosen][epoch]:.4f}"
+    lines = [_line([place(*point) for point in curve]) for curve in curves]
+    (x, y), (epoch, value) = place(*best), best
+    summary = f"{where}: {what} from {curves[chosen][0][1]:.4f} to {value:.4f}"
     pale = "".join(line for n, line in enumerate(lines) if n != chosen)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
