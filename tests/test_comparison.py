@@ -289,7 +289,7 @@ def report_of(names):
 
 EXTRA = {
     (s, "cat_art", d): {
-        "curves": {d: [[0.1, 0.3, 0.2], [0.1, 0.2]]},
+        "curves": {d: [[(0, 0.1), (3, 0.3), (6, 0.2)], [(0, 0.1), (3, 0.2)]]},
         "attention": {d: {other: 0.25 + s / 2}},
         "hidden": {d: {other: FOUND[s, "cat_art", d] - 0.1 * RNG.random(60)}},
     }
@@ -334,7 +334,7 @@ def test_the_page_says_where_an_epoch_was_better_and_the_start_was_kept():
     parts = gains(study, found, random_trains())
     best = max(one.valid[d] for one in study.found.values() for d in one.valid)
     for top, kept in ((best + 1, 2), (0.0, 0)):
-        extra = {key: {"curves": {key[2]: [[0.0, top]]}} for key in EXTRA}
+        extra = {key: {"curves": {key[2]: [[(0, 0.0), (1, top)]]}} for key in EXTRA}
         text = page.render(study_of(FOUND, extra=extra), found, parts, report_of(DOMAINS))
         assert text.count("within noise of epoch 0, which was kept") == kept
 
@@ -489,7 +489,7 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
     assert [len(one) for one in transfer.curves["tv"]] == [3]
     assert set(transfer.hidden["tv"]) == {"film"}
     alone = jobs.found(out, Job(0, "smf", "tv"))
-    assert max(alone.curves["tv"][0]) == alone.valid["tv"]
+    assert max(valid for _, valid in alone.curves["tv"][0]) == alone.valid["tv"]
     assert text["failed"] == {}
     tries = text["details"]["cat_art"]["tuning"][0]["tries"]
     assert [len(tried["settings"]) > 0 for tried in tries] == [False, True]

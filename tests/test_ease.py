@@ -89,6 +89,16 @@ def test_each_column_is_a_ridge_regression_on_the_others(regularization):
     np.testing.assert_allclose(model.weights, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("regularization", [0.1, 5.0, 1000.0])
+def test_fewer_users_than_items_give_the_same_from_the_smaller_inverse(regularization):
+    # more items than are made at once, and users without any
+    train = pairs(40, 300, entropy=1, share=0.1)
+    train = Interactions.from_pairs(train.users() * 2, train.items, n_users=80, n_items=300)
+    model = ease(only(train), EaseSettings(regularization))
+    expected = by_definition(dense(train), 300, regularization)
+    np.testing.assert_allclose(model.weights, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_inputs_that_are_no_items_and_no_ones():
     make = Seed(2).numpy()
     inputs = make.standard_normal((30, 9)).astype(np.float32)
@@ -157,7 +167,7 @@ def test_what_does_not_fit_is_refused_before_it_starts():
     train = Interactions.from_pairs(np.array([0]), np.array([9]), n_users=1, n_items=1_000_000)
     tracemalloc.start()
     message = (
-        r"EASE of 1,000,000 items on 1,000,000 inputs needs 12,000,000,000,000 bytes, more than "
+        r"EASE of 1,000,000 items on 1,000,000 inputs needs 4,001,024,001,032 bytes, more than "
         r"max_bytes = 8,589,934,592; raise it, or keep fewer items \(a larger data.min_item\)"
     )
     with pytest.raises(ConfigError, match=message):
@@ -165,20 +175,27 @@ def test_what_does_not_fit_is_refused_before_it_starts():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000_000
-    small = pairs(9, 10, entropy=4)
-    assert ease(only(small), EaseSettings(max_bytes=12 * 10**2)).n_items == 10
-    with pytest.raises(ConfigError, match="needs 1,200 bytes"):
-        ease(only(small), EaseSettings(max_bytes=12 * 10**2 - 1))
+    for n_users, needed in ((15, 1200), (9, 8 * 9**2 + 4 * 10**2 + 16 * 64 * 19)):
+        small = pairs(n_users, 10, entropy=4, share=0.6)
+        assert ease(only(small), EaseSettings(max_bytes=needed)).n_items == 10
+        with pytest.raises(ConfigError, match=f"needs {needed:,} bytes"):
+            ease(only(small), EaseSettings(max_bytes=needed - 1))
 
 
-def test_takes_no_more_memory_than_stated():
-    splits = {"a": only(pairs(20, 400, entropy=5)), "b": only(pairs(20, 200, entropy=6))}
+@pytest.mark.parametrize(
+    ("n_users", "inverse"), [(700, 8 * 600**2), (300, 8 * 300**2 + 16 * 64 * 900)]
+)
+def test_takes_no_more_memory_than_stated(n_users, inverse):
+    splits = {
+        "a": only(pairs(n_users, 400, entropy=5, share=0.02)),
+        "b": only(pairs(n_users, 200, entropy=6, share=0.02)),
+    }
     pooled_ease(splits, "a", PooledEaseSettings())
     tracemalloc.start()
     pooled_ease(splits, "a", PooledEaseSettings())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    stated = 8 * 600**2 + 4 * 600 * 400
+    stated = inverse + 4 * 600 * 400
     assert 0.9 * stated < peak < 1.1 * stated
 
 

@@ -149,7 +149,7 @@ def test_ctrl_c_in_any_stage(base, expected, tmp_path, when):
 
 def test_ctrl_c_again_and_again(base, expected, tmp_path):
     out = tmp_path / "run"
-    for when in (("pretrain", "tv", 1), ("pretrain", "tv", 2), ("cat", None, 1), ("cat", None, 2)):
+    for when in (("pretrain", "tv", 3), ("pretrain", "tv", 6), ("cat", None, 1), ("cat", None, 2)):
         with pytest.raises(KeyboardInterrupt):
             run(base, out, resume=True, watch=Interrupting(*when))
     finished = run(base, out, resume=True)
@@ -194,7 +194,7 @@ def test_a_resumed_run_does_not_repeat_the_epochs_that_were_done(base, tmp_path)
 def test_other_settings_data_or_threads_are_refused(base, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(base, out, watch=Interrupting("pretrain", "tv", 1))
+        run(base, out, watch=Interrupting("pretrain", "tv", 3))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     config = configuration.load(base / "run.toml")
 

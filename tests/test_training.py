@@ -71,6 +71,40 @@ def test_the_best_epoch_is_kept(valid, patience, epochs, best):
         np.testing.assert_array_equal(model.state()[name], value)
 
 
+@pytest.mark.parametrize(
+    ("valid", "patience", "numbers", "best"),
+    [
+        ([0, 9, 9, 3, 9, 9, 4, 5], 6, [0, 3, 6, 7], 7),
+        ([0, 9, 9, 3, 9, 9, 2, 1], 4, [0, 3, 6, 7], 3),
+        ([0, 9, 9, 3, 9, 9, 2, 1], 3, [0, 3, 6], 3),
+        ([5, 9, 9, 3, 9, 9, 6, 1], 3, [0, 3], 0),
+    ],
+)
+def test_epochs_that_nobody_looks_at_are_trained_but_never_chosen(valid, patience, numbers, best):
+    model = Walk(valid)
+    history = fit(model, max_epochs=7, patience=patience, every=3)
+    assert [e.number for e in history.epochs] == numbers
+    assert [e.passes for e in history.epochs[1:]] == np.diff(numbers).tolist()
+    assert [e.train_loss for e in history.epochs[1:]] == [1 / n for n in numbers[1:]]
+    assert history.best.number == best
+    for name, value in after(best).items():
+        np.testing.assert_array_equal(model.state()[name], value)
+
+
+def test_an_interrupt_between_looks_costs_the_epochs_since_the_last(tmp_path):
+    valid, settings = [0, 0, 0, 5, 0, 0, 6, 0, 0, 4], {"max_epochs": 9, "patience": 9, "every": 3}
+    whole = Walk(valid)
+    expected = fit(whole, **settings)
+    checkpoint = FolderCheckpoint(tmp_path / "c")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Walk(valid, stop_at=5), **settings, checkpoint=checkpoint)
+    resumed, heard = Resumed(valid), []
+    history = fit(resumed, **settings, checkpoint=checkpoint, on_epoch=heard.append)
+    assert same(history, expected)
+    assert [e.number for e in heard] == [6, 9]
+    assert resumed.weights.tobytes() == whole.weights.tobytes()
+
+
 def test_no_epoch_at_all_leaves_the_start():
     history = fit(Walk([0.5]), max_epochs=0, patience=1)
     assert [(e.number, e.train_loss, e.valid) for e in history.epochs] == [(0, None, 0.5)]

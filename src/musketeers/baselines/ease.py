@@ -18,7 +18,7 @@ MAX_BYTES = 8 * 2**30
 """Memory that a model may take unless its settings say otherwise: about 26,000 items."""
 
 
-_BLOCK = 256
+_BLOCK = 64
 """Items whose weights are made at once."""
 
 
@@ -109,11 +109,13 @@ def item_regression(
     that.
 
     Memory: 8 bytes for each pair of inputs, or of users if they are fewer (the inverse takes the
-    place of the products), and 4 for each weight.  Raises `ConfigError` where that exceeds
-    `max_bytes`.  Bitwise repeatable for one number of BLAS threads.
+    place of the products), 4 for each weight, and little else.  Raises `ConfigError` where that
+    exceeds `max_bytes`.  Bitwise repeatable for one number of BLAS threads.
     """
     n_users, n_inputs = int((np.diff(inputs.indptr) > 0).sum()), shape(inputs)[1]
     needed = 8 * min(n_users, n_inputs) ** 2 + 4 * n_inputs * n_items
+    if n_users < n_inputs:
+        needed += 16 * _BLOCK * (n_users + n_inputs)
     if needed > max_bytes:
         raise ConfigError(
             f"EASE of {n_items:,} items on {n_inputs:,} inputs needs {needed:,} bytes, more than "
@@ -189,8 +191,8 @@ def _weights_by_user(
     for first in range(0, n_items, _BLOCK):
         items = np.arange(first, min(first + _BLOCK, n_items))
         explained = by_input @ (by_input[items] @ inverse).T
-        own = explained[items, items - first]
-        weights[:, items] = explained / (1 - own)
+        explained /= 1 - explained[items, items - first]
+        weights[:, items] = explained
         weights[items, items] = 0
     return weights
 
