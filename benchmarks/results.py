@@ -1,20 +1,23 @@
 """docs/results.md: every model on the real data sets, tuned alike, over several seeds.
 
-    python benchmarks/results.py --data FOLDER --out OUT [--sets ...] [--seeds 5] [--tries 5]
+    python benchmarks/results.py --data FOLDER --out OUT --sets journey6 --seeds 5 --tries 5
+    python benchmarks/results.py
 
-Runs `musketeers compare` with all models on each set into OUT/SET, where an interrupted one goes on
-by the same command, and then writes the page below its marker; what stands above the marker is
-written by hand.  OUT/anchors.json, from anchors.py, is shown if it is there.  All results of a page
-come from one state of the package: OUT remembers it, and another is refused.  The last line is one
-JSON object.
+Runs `musketeers compare` with all models on each set of `--sets` into OUT/SET, where an interrupted
+one goes on by the same command, and keeps in docs/results what the page needs of each: SET.json,
+and all means and deviations in SET.md.  Then it writes the page from all that is kept, below its
+marker; what stands above the marker is written by hand.  docs/results/anchors.json is from
+anchors.py.  All results of a set come from one commit of the package, which is kept with them.
+The last line is one JSON object.
 """
 
 import argparse
 import json
 import multiprocessing
 import platform
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,14 @@ from data_sets import SETS, settings
 
 from musketeers.comparison import command
 from musketeers.errors import RunError
-from musketeers.evaluation.compare import Difference, compare
+from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models.registry import MODELS
 from musketeers.report.words import duration, model_name
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
+KEPT = ROOT / "docs" / "results"
 MARKER = "<!-- everything below is written by benchmarks/results.py -->"
 METRIC = "ndcg@10"
 CLAIMS = (
@@ -43,40 +47,59 @@ CLAIMS = (
 )
 """The paper's ablations: what is claimed, the model that should be better, and than which."""
 
+QUESTIONS = (
+    ("Is the whole method better than a domain alone?", "cat_art", "smf"),
+    ("Is it more than longer training of the items?", "cat_art", "items_control"),
+    ("Is it more than a larger model?", "cat_art", "smf_wide"),
+    ("Does it need to know who is who?", "cat_art", "cat_art_shuffled"),
+    ("What does a domain of pure noise cost?", "cat_art_noise", "cat_art"),
+    ("Does it need the global embedding?", "cat_art", "cat_art_no_global"),
+    ("Is it better than the best linear model of one domain?", "cat_art", "ease"),
+    ("What would all raw data give that model?", "pooled_ease", "ease"),
+)
+"""What a reader would ask next: the model in question, and what it is held against."""
+
 
 # 1. Measuring
 
 
-def measure(asked: argparse.Namespace) -> None:
-    """What is missing of every set."""
-    for name in asked.sets:
-        found = settings(name, asked.data, asked.out / "data")
-        if found is None:
-            raise SystemExit(f"--data {asked.data} lacks {name}")
-        config, base = found
-        out = asked.out / name
-        try:
-            command.run(
-                config, base, out, models=asked.models, n_seeds=asked.seeds, n_tries=asked.tries,
-                n_processes=asked.jobs, resume=out.exists(),
-            )  # fmt: skip
-        except RunError as error:  # the others' results count, and the page names what failed
-            print(f"{name}: {error}", flush=True)
+def measure(name: str, asked: argparse.Namespace) -> None:
+    """Compare on one set, and keep what the page needs."""
+    found = settings(name, asked.data, asked.out / "data")
+    if found is None:
+        raise SystemExit(f"--data {asked.data} lacks {name}")
+    commit = same_state(asked.out / f"{name}.state.json")
+    config, base = found
+    out: Path = asked.out / name
+    try:
+        command.run(
+            config, base, out, models=asked.models, n_seeds=asked.seeds, n_tries=asked.tries,
+            n_processes=asked.jobs, resume=out.exists(),
+        )  # fmt: skip
+    except RunError as error:  # the others' results count, and the page names what failed
+        print(f"{name}: {error}", flush=True)
+    KEPT.mkdir(exist_ok=True)
+    shutil.copy(out / "table.md", KEPT / f"{name}.md")
+    about = {
+        "commit": commit, "date": str(date.today()), "seeds": asked.seeds, "tries": asked.tries,
+        "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} processors",
+    }  # fmt: skip
+    text = json.dumps({**about, **summary(out)}, indent=1)
+    (KEPT / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def same_state(out: Path) -> str:
-    """The commit whose package gave the results in `out`; refuses another package."""
+def same_state(file: Path) -> str:
+    """The commit whose package gave the results beside `file`; refuses another package."""
     commit, tree = git("rev-parse", "--short", "HEAD"), git("rev-parse", "HEAD:src/musketeers")
     if git("status", "--porcelain", "src/musketeers"):
         raise SystemExit("src/musketeers has changes that no commit has; commit them first")
-    file = out / "state.json"
     if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"commit": commit, "tree": tree}) + "\n", encoding="utf-8")
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["tree"] != tree:
         raise SystemExit(
-            f"{out} holds results of commit {state['commit']}; check it out, or give another --out"
+            f"{file} is of commit {state['commit']}; check it out, or give another --out"
         )
     return state["commit"]
 
@@ -87,100 +110,39 @@ def git(*words: str) -> str:
     return done.stdout.strip()
 
 
-# 2. The page
-
-
-def page(asked: argparse.Namespace, commit: str) -> Iterator[str]:
-    """The generated part, in lines."""
-    sets = " ".join(asked.sets)
-    yield f"## {date.today()}: seeds: {asked.seeds}, tries for each model: {asked.tries}\n"
-    yield (
-        f"    python benchmarks/results.py --data FOLDER --out OUT --seeds {asked.seeds} "
-        f"--tries {asked.tries} --sets {sets}\n"
-    )
-    yield (
-        f"Commit {commit}; {platform.machine()}, {multiprocessing.cpu_count()} processors, one "
-        "thread a job. NDCG@10 in %, mean over the seeds; best of a domain in bold. ▲ ▼ "
-        "significantly better or worse than SMF, the domain alone; ● ○ likewise, than the model on "
-        "own data that validation prefers (paired t-tests over users, corrected by Holm for the "
-        "whole table of a set).\n"
-    )
-    for name in asked.sets:
-        found = json.loads((asked.out / name / "results.json").read_text(encoding="utf-8"))
-        yield f"### {name}\n"
-        yield from overview(found)
-        if found["failed"]:
-            yield "\nFailed: " + "; ".join(f"{job}: {why}" for job, why in found["failed"].items())
-        yield "\n<details><summary>All metrics, with deviations over seeds</summary>\n"
-        yield (asked.out / name / "table.md").read_text(encoding="utf-8")
-        yield "</details>\n"
-    yield "### The paper's ablation claims\n"
-    yield from claims(asked)
-    if (anchors := asked.out / "anchors.json").exists():
-        yield "\n### Our baselines against other libraries'\n"
-        yield from anchored(json.loads(anchors.read_text(encoding="utf-8")))
-
-
-def overview(found: Mapping[str, Any]) -> Iterator[str]:
-    """A row for each model, a column for each domain."""
-    models: Mapping[str, Any] = found["models"]
-    domains = list(models["smf"])
-    best = {
-        domain: max(means[domain][METRIC] for means in models.values() if means.get(domain))
-        for domain in domains
+def summary(out: Path) -> dict[str, Any]:
+    """What the page shows of one comparison."""
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    models = {
+        name: {
+            "seconds": found["details"][name]["seconds"],
+            "means": {domain: means[domain][METRIC] for domain in means if means[domain]},
+            "against": {
+                reference: {
+                    one["domain"]: sign(one["difference"])
+                    for one in found["details"][name]["against"][reference]
+                    if one["metric"] == METRIC and one["significant"]
+                }
+                for reference in ("smf", "best")
+            },
+        }
+        for name, means in found["models"].items()
     }
-    yield "| model | sees | " + " | ".join(domains) + " | time of a seed |"
-    yield "|---|---|" + "--:|" * (len(domains) + 1)
-    for name, means in models.items():
-        details = found["details"][name]
-        cells = [
-            cell(means[domain][METRIC], best[domain], details["against"], domain)
-            if means.get(domain) else ""
-            for domain in domains
-        ]  # fmt: skip
-        kind = "control" if MODELS[name].control else MODELS[name].sees
-        row = [model_name(name), kind, *cells, duration(details["seconds"])]
-        yield "| " + " | ".join(row) + " |"
+    values = by_user(out / "results.parquet")
+    pairs = {
+        f"{better} {worse}": differences(values[better], values[worse])
+        for _, better, worse in (*CLAIMS, *QUESTIONS)
+        if better in values and set(values[better]) == set(values.get(worse, {}))
+    }
+    return {
+        "best_alone": found["best_alone"], "failed": found["failed"], "models": models,
+        "pairs": pairs,
+    }  # fmt: skip
 
 
-def cell(mean: float, best: float, against: Mapping[str, Any], domain: str) -> str:
-    """The mean, and where it stands."""
-    text = f"**{100 * mean:.2f}**" if mean == best else f"{100 * mean:.2f}"
-    for reference, up, down in (("smf", "▲", "▼"), ("best", "●", "○")):
-        for one in against[reference]:
-            if (one["domain"], one["metric"]) == (domain, METRIC) and one["significant"]:
-                text += " " + (up if one["difference"] > 0 else down)
-    return text
-
-
-def claims(asked: argparse.Namespace) -> Iterator[str]:
-    """Each claim tested in every domain of every set, corrected (Holm) within a claim."""
-    values = {name: by_user(asked.out / name / "results.parquet") for name in asked.sets}
-    yield "| claim | better | worse | neither | relative difference by domain |"
-    yield "|---|--:|--:|--:|---|"
-    for text, better, worse in CLAIMS:
-        one, other = (
-            {
-                f"{name} {domain}": users
-                for name in asked.sets
-                for domain, users in values[name].get(model, {}).items()
-            }
-            for model in (better, worse)
-        )
-        if not one or set(one) != set(other):
-            continue
-        found = compare(one, other)
-        marks = [cell.mark for cell in found.values()]
-        shown = ", ".join(f"{domain} {difference(cell)}" for (domain, _), cell in found.items())
-        yield (
-            f"| {text} ({model_name(better)} against {model_name(worse)}) | {marks.count('▲')} | "
-            f"{marks.count('▼')} | {marks.count('')} | {shown} |"
-        )
-
-
-def difference(found: Difference) -> str:
-    """Relative, marked where significant."""
-    return f"{100 * found.relative:+.1f} %{found.mark}"
+def sign(difference: float) -> int:
+    """1 for better, -1 for worse."""
+    return 1 if difference > 0 else -1
 
 
 def by_user(file: Path) -> dict[str, dict[str, PerUser]]:
@@ -198,6 +160,124 @@ def by_user(file: Path) -> dict[str, dict[str, PerUser]]:
         values = {METRIC: part["value"].to_numpy()}
         found.setdefault(str(model), {})[str(domain)] = PerUser(np.arange(len(part)), values)
     return found
+
+
+def differences(
+    one: Mapping[str, PerUser], other: Mapping[str, PerUser]
+) -> dict[str, dict[str, float]]:
+    """By domain, relative and with the p-value of that domain alone."""
+    return {
+        domain: {"relative": found.relative, "difference": found.difference, "p": found.p}
+        for (domain, _), found in compare(one, other).items()
+    }
+
+
+# 2. The page
+
+
+def kept() -> dict[str, Any]:
+    """What was measured, by set."""
+    files = {name: KEPT / f"{name}.json" for name in SETS}
+    return {
+        name: json.loads(file.read_text(encoding="utf-8"))
+        for name, file in files.items()
+        if file.exists()
+    }
+
+
+def page(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The generated part, in lines."""
+    yield "## NDCG@10 by model and domain\n"
+    yield (
+        "In %, mean over the seeds; best of a domain in bold. ▲ ▼ significantly better or worse "
+        "than SMF, the domain alone; ● ○ likewise, than the model on own data that validation "
+        "prefers (paired t-tests over users, corrected by Holm for the whole table of a set). "
+        "*Time* is that of all tries of one seed, in processes of one thread each.\n"
+    )
+    for name, found in sets.items():
+        yield f"### {name}\n"
+        yield (
+            f"    python benchmarks/results.py --data FOLDER --out OUT --sets {name} "
+            f"--seeds {found['seeds']} --tries {found['tries']}\n"
+        )
+        yield (
+            f"{found['date']}, commit {found['commit']}, {found['machine']}. Other metrics and "
+            f"deviations over seeds: [results/{name}.md](results/{name}.md).\n"
+        )
+        yield from overview(found)
+        if found["failed"]:
+            yield "\nFailed: " + "; ".join(f"{job}: {why}" for job, why in found["failed"].items())
+        yield ""
+    if missing := [name for name in SETS if name not in sets]:
+        yield f"Not measured yet: {', '.join(missing)}.\n"
+    note = (
+        "Relative difference of NDCG@10 by domain, ▲ ▼ where it is significant: paired t-tests "
+        "over users, corrected by Holm for all domains of a row.\n"
+    )
+    for title, rows in (("The paper's ablation claims", CLAIMS), ("What else one asks", QUESTIONS)):
+        yield f"## {title}\n"
+        yield note
+        yield from asked_and_answered(sets, rows)
+        yield ""
+    if (anchors := KEPT / "anchors.json").exists():
+        yield "## Our baselines against other libraries'\n"
+        yield from anchored(json.loads(anchors.read_text(encoding="utf-8")))
+
+
+def overview(found: Mapping[str, Any]) -> Iterator[str]:
+    """A row for each model, a column for each domain."""
+    models: Mapping[str, Any] = found["models"]
+    domains = list(models["smf"]["means"])
+    best = {
+        domain: max(one["means"].get(domain, 0.0) for one in models.values()) for domain in domains
+    }
+    yield "| model | sees | " + " | ".join(domains) + " | time |"
+    yield "|---|---|" + "--:|" * (len(domains) + 1)
+    for name, one in models.items():
+        cells = [cell(one, domain, best[domain]) for domain in domains]
+        kind = "control" if MODELS[name].control else MODELS[name].sees
+        yield "| " + " | ".join([model_name(name), kind, *cells, duration(one["seconds"])]) + " |"
+
+
+def cell(one: Mapping[str, Any], domain: str, best: float) -> str:
+    """The mean, and where it stands."""
+    if domain not in one["means"]:
+        return ""
+    mean = one["means"][domain]
+    text = f"**{100 * mean:.2f}**" if mean == best else f"{100 * mean:.2f}"
+    for reference, up, down in (("smf", "▲", "▼"), ("best", "●", "○")):
+        if stands := one["against"][reference].get(domain):
+            text += " " + (up if stands > 0 else down)
+    return text
+
+
+def asked_and_answered(
+    sets: Mapping[str, Mapping[str, Any]], rows: Sequence[tuple[str, str, str]]
+) -> Iterator[str]:
+    """A row for each claim or question, over the domains of all sets."""
+    yield "| | better | worse | neither | by domain |"
+    yield "|---|--:|--:|--:|---|"
+    for text, better, worse in rows:
+        cells = {
+            (name, domain): cell
+            for name, found in sets.items()
+            for domain, cell in found["pairs"].get(f"{better} {worse}", {}).items()
+        }
+        if not cells:
+            continue
+        significant = holm(np.array([cell["p"] for cell in cells.values()])) < 0.05
+        marks = [
+            ("▲" if cell["difference"] > 0 else "▼") if so else ""
+            for cell, so in zip(cells.values(), significant, strict=True)
+        ]
+        shown = ", ".join(
+            f"{domain} {100 * cell['relative']:+.1f} %{mark}"
+            for ((_, domain), cell), mark in zip(cells.items(), marks, strict=True)
+        )
+        yield (
+            f"| {text} ({model_name(better)} against {model_name(worse)}) | {marks.count('▲')} | "
+            f"{marks.count('▼')} | {marks.count('')} | {shown} |"
+        )
 
 
 def anchored(found: Mapping[str, Any]) -> Iterator[str]:
@@ -220,24 +300,24 @@ def anchored(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure what is missing, then write the page."""
+    """Measure what is asked for, then write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with the real data sets")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--out", type=Path, help="folder to measure in")
+    parser.add_argument("--sets", nargs="+", default=[], choices=list(SETS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--jobs", type=int)
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write into")
     asked = parser.parse_args()
-    commit = same_state(asked.out)
-    measure(asked)
-    above = asked.page.read_text(encoding="utf-8") if asked.page.exists() else "# Results\n\n"
-    generated = "\n".join(page(asked, commit))
-    text = f"{above.partition(MARKER)[0]}{MARKER}\n\n{generated}\n"
-    asked.page.write_text(text, encoding="utf-8")
-    print(json.dumps({"name": "results", "commit": commit, "sets": asked.sets}))
+    if asked.sets and asked.out is None:
+        parser.error("--sets needs --out")
+    for name in asked.sets:
+        measure(name, asked)
+    above = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Results\n\n"
+    generated = "\n".join(page(found := kept()))
+    PAGE.write_text(f"{above.partition(MARKER)[0]}{MARKER}\n\n{generated}\n", encoding="utf-8")
+    print(json.dumps({"name": "results", "sets": list(found)}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""docs/results.md against what it is made from."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/results.py as a module."""
+    folder = str(ROOT / "benchmarks")
+    spec = importlib.util.spec_from_file_location("results_page", f"{folder}/results.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [folder, *sys.path])
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_says_what_was_measured(script):
+    kept = script.kept()
+    assert kept
+    written = script.PAGE.read_text(encoding="utf-8").partition(script.MARKER)[2]
+    assert written.strip() == "\n".join(script.page(kept)).strip()
+
+
+def test_a_claim_is_marked_after_correction_for_all_domains_of_all_sets(script):
+    def found(p, difference):
+        return {"p": p, "difference": difference, "relative": 10 * difference}
+
+    cells = {"a": found(0.001, 0.01), "b": found(0.03, -0.02)}
+    one = {"pairs": {"smf_ae smf": cells}}
+    other = {"pairs": {"smf_ae smf": {"c": found(0.04, 0.03)}}}
+    rows = [("It helps", "smf_ae", "smf")]
+    alone = list(script.asked_and_answered({"one": one}, rows))[-1]
+    assert alone.endswith("| 1 | 1 | 0 | a +10.0 %▲, b -20.0 %▼ |")
+    both = list(script.asked_and_answered({"one": one, "other": other}, rows))[-1]
+    assert both.endswith("| 1 | 0 | 2 | a +10.0 %▲, b -20.0 %, c +30.0 % |")
+
+
+def test_what_is_kept_names_its_commit_and_settings(script):
+    for name, found in script.kept().items():
+        assert (found["seeds"], found["tries"]) >= (5, 5), name
+        assert len(found["commit"]) >= 7
+        assert set(found["models"]) == set(script.MODELS)
