@@ -52,6 +52,7 @@ QUESTIONS = (
     ("Is it more than longer training of the items?", "cat_art", "items_control"),
     ("Is it more than a larger model?", "cat_art", "smf_wide"),
     ("Does it need to know who is who?", "cat_art", "cat_art_shuffled"),
+    ("What is gained with users mixed up, where nothing should be?", "cat_art_shuffled", "smf"),
     ("What does a domain of pure noise cost?", "cat_art_noise", "cat_art"),
     ("Does it need the global embedding?", "cat_art", "cat_art_no_global"),
     ("Is it better than the best linear model of one domain?", "cat_art", "ease"),
