@@ -77,7 +77,12 @@ def _failed(results: Results) -> str:
 
 
 def _results(results: Results) -> str:
-    tables = [_domain_table(results, domain) for domain in results.domains]
+    # one open, so that the reader sees what they are and need not scroll past all of them
+    tables = [
+        f"<details{'' if n else ' open'}><summary>{escape(domain)}</summary>"
+        f"{_domain_table(results, domain)}</details>"
+        for n, domain in enumerate(results.domains)
+    ]
     note = (
         "In %, mean and deviation over seeds. Bold: best of the column; underlined: second. "
         "▲ ▼ significantly better or worse than SMF, the domain alone: paired t-test over users, "
@@ -189,7 +194,7 @@ def _who(results: Results, gains: Gains) -> str:
 
 def _grouped(title: str, groups: str, found: Groups) -> str:
     figures = "".join(_group_figure(domain, of, groups) for domain, of in found.items() if of)
-    head = f'<h3>{title}</h3><p class="soft">{groups.capitalize()}.</p>'
+    head = f'<h3>{title}</h3><p class="soft">{groups.capitalize()}; in brackets how many.</p>'
     return f'{head}<div class="grid">{figures}</div>'
 
 
@@ -197,7 +202,7 @@ def _group_figure(domain: str, found: Mapping[str, Sequence[Group]], groups: str
     first = next(iter(found.values()))
     series = {model_name(name): [_point(one) for one in of] for name, of in found.items()}
     picture = intervals(
-        [(_span(one), f"{one.difference.users:,} users") for one in first],
+        [(_span(one), f"({one.difference.users:,})") for one in first],
         series,
         what=f"{domain}: difference in NDCG@10 to SMF in points, {groups}",
     )
