@@ -97,7 +97,7 @@ class History:
 
     >>> start, better, equal = (Epoch(n, None, v, 2, 0.1) for n, v in enumerate((0.1, 0.3, 0.3)))
     >>> History((start, better, equal)).best
-    Epoch(number=1, train_loss=None, valid=0.3, seconds=2, valid_seconds=0.1)
+    Epoch(number=1, train_loss=None, valid=0.3, seconds=2, valid_seconds=0.1, passes=1)
     """
 
     epochs: tuple[Epoch, ...]
