@@ -52,6 +52,12 @@ class ScorerContract:
         assert scores.shape == (train.n_users, train.n_items)
         assert np.isfinite(scores).all()
 
+    def test_scores_are_the_callers_to_write_into(self, camps):
+        model, _, users = camps
+        before = model.score(users).copy()
+        model.score(users)[:] = -np.inf  # as ranking does to what a user has seen
+        np.testing.assert_array_equal(model.score(users), before)
+
     def test_fast_scores_are_within_their_stated_error(self, camps):
         model, train, users = camps
         error = model.error(users)

@@ -12,7 +12,7 @@ from musketeers.pretrain.mf import pretrain
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
-ENOUGH = PretrainConfig(max_epochs=40, patience=5, tries=3)
+ENOUGH = PretrainConfig(max_epochs=40, validate_every=1, patience=5, tries=3)
 
 
 def small(seed=0, **options):

@@ -40,7 +40,7 @@ def test_shared_taste_makes_every_domain_better_than_alone(seed):
     ).splits
     together = fitted(mpf, splits, MpfSettings(ENOUGH), seed=seed).factors
     for name, split in splits.items():
-        assert ndcg(together[name], split) > ndcg(alone(split, seed=seed), split) + 0.01
+        assert ndcg(together[name], split) > ndcg(alone(split, seed=seed), split) + 0.02
 
 
 @pytest.mark.parametrize("seed", [0, 1])

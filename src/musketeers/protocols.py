@@ -22,7 +22,8 @@ class Scorer(Protocol):
     def score(self, users: Int[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch item"]:
         """Preference of each user for every item; larger is better, no fixed scale.
 
-        Fast, and within `error` of `exact`.  Several threads call it at once.
+        Fast, and within `error` of `exact`.  A new array, which the caller may write into.
+        Several threads call it at once.
         """
         ...
 

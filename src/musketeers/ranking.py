@@ -265,6 +265,8 @@ def kth_largest(values, k):
 def _select(scores, margins, users, indptr, seen, k, candidates, counts):
     """Each user's unseen items that may be among the best k, ascending; how many, -1 if too many.
 
+    Seen items' scores become -inf.
+
     An item outside the exact top k scores at most its k-th best exact score, so whoever is within
     twice the error of the k-th best fast score is kept.
     """

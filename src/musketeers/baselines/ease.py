@@ -17,9 +17,8 @@ from musketeers.errors import ConfigError
 MAX_BYTES = 8 * 2**30
 """Memory that a model may take unless its settings say otherwise: about 26,000 items."""
 
-
 _BLOCK = 64
-"""Items whose weights are made at once."""
+"""Items whose weights are made at once where the inverse is between users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +112,20 @@ def item_regression(
     exceeds `max_bytes`.  Bitwise repeatable for one number of BLAS threads.
     """
     n_users, n_inputs = int((np.diff(inputs.indptr) > 0).sum()), shape(inputs)[1]
-    needed = 8 * min(n_users, n_inputs) ** 2 + 4 * n_inputs * n_items
-    if n_users < n_inputs:
-        needed += 16 * _BLOCK * (n_users + n_inputs)
+    by_user = n_users < n_inputs
+    inverse = 8 * n_users**2 + 16 * _BLOCK * (n_users + n_inputs) if by_user else 8 * n_inputs**2
+    needed = inverse + 4 * n_inputs * n_items
     if needed > max_bytes:
         raise ConfigError(
             f"EASE of {n_items:,} items on {n_inputs:,} inputs needs {needed:,} bytes, more than "
             f"max_bytes = {max_bytes:,}; raise it, or keep fewer items (a larger data.min_item)"
         )
-    if n_users < n_inputs:
+    if by_user:
         known = csr_array(inputs[np.flatnonzero(np.diff(inputs.indptr))])
-        inverse = _inverse(_products(csr_array(known.T)), regularization)
-        return Linear.of(inputs, _weights_by_user(inverse, known, n_items))
-    inverse = _inverse(_products(inputs), regularization)
-    return Linear.of(inputs, _weights(inverse, n_items))
+        between_users = _inverse(_products(csr_array(known.T)), regularization)
+        return Linear.of(inputs, _weights_by_user(between_users, known, n_items))
+    between_inputs = _inverse(_products(inputs), regularization)
+    return Linear.of(inputs, _weights(between_inputs, n_items))
 
 
 def _check(regularization: float) -> None:
@@ -186,7 +185,7 @@ def _weights_by_user(
     """The same weights from the inverse between users, of which the upper triangle is filled in."""
     for row in range(len(inverse)):
         inverse[row, row + 1 :] = inverse[row + 1 :, row]
-    by_input = csr_array(csr_array(inputs.T).astype(np.float64))
+    by_input = csr_array(inputs.T, dtype=np.float64)
     weights = np.empty((shape(inputs)[1], n_items), dtype=np.float32)
     for first in range(0, n_items, _BLOCK):
         items = np.arange(first, min(first + _BLOCK, n_items))

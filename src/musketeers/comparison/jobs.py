@@ -141,9 +141,7 @@ def found(out: Path, job: Job) -> Found:
         if f"hidden_{n}" in saved.tensors
     }
     about = saved.about
-    # jobs of the first comparisons kept neither
-    curves, attention = about.get("curves", {}), about.get("attention", {})
-    return Found(metrics, about["valid"], about, curves, attention, hidden)
+    return Found(metrics, about["valid"], about, about["curves"], about["attention"], hidden)
 
 
 def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list[list[Job]]:

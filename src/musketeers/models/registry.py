@@ -99,7 +99,7 @@ def _by_epochs(
 
 
 def _smf(task: Task, settings: Settings) -> Made:
-    config = changed(task.config, _once(settings))
+    config = changed(task.config, _without_search(settings))
     found = smf(task.splits, config, task.jobs, n_threads=task.n_threads)
     return {name: Fitted(made.factors, made.history, made) for name, made in found.items()}
 
@@ -115,7 +115,7 @@ def _wide_smf(task: Task, settings: Settings) -> Made:
 
 
 def _cmf(task: Task, settings: Settings, *, negatives: str = "in-domain") -> Made:
-    run, own = _parted(_once(settings))
+    run, own = _parted(_without_search(settings))
     chosen = CmfSettings(bpr=changed(task.config, run).pretrain, negatives=negatives, **own)
     made = _jointly("cmf", cmf, chosen, chosen.bpr.max_epochs, task)
     return _together(made.factors, made.histories)
@@ -126,7 +126,7 @@ def _pooled_smf(task: Task, settings: Settings) -> Made:
 
 
 def _mpf(task: Task, settings: Settings) -> Made:
-    run, own = _parted(_once(settings))
+    run, own = _parted(_without_search(settings))
     chosen = MpfSettings(bpr=changed(task.config, run).pretrain, **own)
     made = _jointly("mpf", mpf, chosen, chosen.bpr.max_epochs, task)
     return _together(made.factors, made.histories)
@@ -196,7 +196,7 @@ def _with_graph(start: _HeroGraph, settings: Settings) -> _HeroGraph:
     return replace(start, graph=replace(start.graph, **graph), **own)
 
 
-def _once(settings: Settings) -> Settings:
+def _without_search(settings: Settings) -> Settings:
     """The defaults search a strength and a rate by themselves; what a tuner proposes has both."""
     return {**settings, "pretrain.tries": 1} if settings else settings
 
