@@ -281,20 +281,18 @@ def asked_and_answered(
         )
 
 
-def anchored(found: Mapping[str, Any]) -> Iterator[str]:
+def anchored(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The rows of anchors.json."""
     yield (
-        f"The same split (seed 0), {found['tries']} tries each on the same validation users, test "
-        "NDCG@10 in %, and the 95 % interval of the difference (benchmarks/anchors.py; "
-        + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        + ").\n"
+        "The same split (seed 0), the same number of tries on the same validation users, test "
+        "NDCG@10 in %, and the 95 % interval of the difference (benchmarks/anchors.py).\n"
     )
-    yield "| model | library | set | domain | ours | theirs | difference |"
-    yield "|---|---|---|---|--:|--:|--:|"
-    for row in sorted(found["rows"], key=lambda row: row["model"]):
+    yield "| model | library | set | domain | tries | ours | theirs | difference |"
+    yield "|---|---|---|---|--:|--:|--:|--:|"
+    for row in sorted(rows, key=lambda row: (row["model"], row["set"])):
         yield (
             f"| {model_name(row['model'])} | {row['package']} | {row['set']} | {row['domain']} | "
-            f"{100 * row['ours']:.2f} | {100 * row['theirs']:.2f} | "
+            f"{row['tries']} | {100 * row['ours']:.2f} | {100 * row['theirs']:.2f} | "
             f"{100 * (row['ours'] - row['theirs']):+.2f} "
             f"({100 * row['low']:+.2f}..{100 * row['high']:+.2f}) |"
         )

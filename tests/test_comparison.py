@@ -33,12 +33,12 @@ from musketeers.errors import ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models import needs, registry
-from musketeers.models.model import Task
+from musketeers.models.model import Task, unwatched
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range
 from musketeers.models.tuning import tune
-from musketeers.pipeline import validations
+from musketeers.pipeline import smf, validations
 from musketeers.seeding import Seed
 
 # --- tuning
@@ -599,8 +599,7 @@ def in_a_folder_with(blocked):
 # --- memory
 
 
-def size_of(made, model, *, dim):
-    splits = made.splits if model.joint else {"tv": made.splits["tv"]}
+def size_of(made, splits, *, dim):
     pairs = [len(part) for s in splits.values() for part in (s.train, s.valid, s.test)]
     return Size(made.splits["tv"].train.n_users, tuple(s.train.n_items for s in splits.values()),
                 sum(pairs), dim, len(made.splits))  # fmt: skip
@@ -609,7 +608,7 @@ def size_of(made, model, *, dim):
 @pytest.mark.parametrize(
     "name",
     ["pop", "item_knn", "ease", "ials", "light_gcn", "smf", "smf_wide", "cmf", "mpf", "pooled_smf",
-     "herograph", "herograph_l", "pooled_ease"],
+     "herograph", "herograph_l", "linear", "pooled_ease"],
 )  # fmt: skip
 def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
     monkeypatch.setattr(ranking, "TILE_BYTES", 2**18)
@@ -623,15 +622,18 @@ def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
          "pretrain": {"max_epochs": 2, "tries": 2}}, "test",
     )  # fmt: skip
     made = {n: planted(("tv", "film"), Seed(0), n_users=n, n_items=300) for n in (60, 2000)}
+    target = None if model.joint else "tv"
     for n_users in (60, 2000):  # what is compiled or imported the first time does not count
-        splits = made[n_users].splits if model.joint else {"tv": made[n_users].splits["tv"]}
+        every = made[n_users].splits
+        splits = {name: every[name] for name in model.sight(every, target)}
         looked_at = validations(splits, Seed(0), n_threads=1)
+        alone = smf(splits, config, unwatched, n_threads=1) if model.starts_from_smf else {}
         if n_users == 2000:
             tracemalloc.start()
-        model.fit(Task(splits, looked_at, config, {}, 1), settings)
+        model.fit(Task(splits, looked_at, config, alone, 1, target=target), settings)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    needed = model.needs(size_of(made[2000], model, dim=64))
+    needed = model.needs(size_of(made[2000], splits, dim=64))
     assert 0 < peak <= needed
 
 
@@ -717,10 +719,20 @@ def test_bad_wishes_are_refused(small, names, seeds, tries, message):
         checked(names, small[0], n_seeds=seeds, n_tries=tries)
 
 
-def test_joint_models_need_two_domains():
+@pytest.mark.parametrize("name", ["cat_art", "linear", "pooled_ease"])
+def test_what_learns_from_others_needs_two_domains(name):
     config = configuration.parse({"data": {"domains": {"tv": "a"}}}, "test")
-    with pytest.raises(ConfigError, match="cat_art needs at least two domains"):
-        checked(["cat_art"], config, n_seeds=1, n_tries=1)
+    with pytest.raises(ConfigError, match=f"{name} needs at least two domains"):
+        checked([name], config, n_seeds=1, n_tries=1)
+
+
+def test_a_domain_by_itself_is_trained_on_its_own_data_or_told_of_the_others():
+    names = ["tv", "film", "book"]
+    assert MODELS["ease"].sight(names, "film") == ["film"]
+    for told in ("linear", "pooled_ease"):
+        assert MODELS[told].sight(names, "film") == names
+    for joint in ("cat_art", "items_control"):
+        assert MODELS[joint].sight(names, None) == names
 
 
 def test_models_are_chosen_by_name_or_as_the_paper_has_them():

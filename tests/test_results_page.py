@@ -46,4 +46,4 @@ def test_what_is_kept_names_its_commit_and_settings(script):
     for name, found in script.kept().items():
         assert (found["seeds"], found["tries"]) >= (5, 5), name
         assert len(found["commit"]) >= 7
-        assert set(found["models"]) == set(script.MODELS)
+        assert {"smf", "cat_art", "ease"} <= set(found["models"]) <= set(script.MODELS)

@@ -350,14 +350,14 @@ def _one(model: str, config: RunConfig, data: _Data, n_tries: int, jobs: _Jobs) 
     def tuned(name: str) -> dict[str, Tuned]:
         found: dict[str, Tuned] = {}
         for domain in [None] if MODELS[name].joint else list(data.splits):
-            names = list(data.splits) if domain is None else [domain]
+            names = MODELS[name].sight(data.splits, domain)
             needed = MODELS[name].needs(Size.of(data.domains, names, dim=config.dim))
             if needed > memory:
                 raise ConfigError(refusal(name, needed, peak(), memory))
             task = Task(
                 {name: data.splits[name] for name in names},
                 {name: looked_at[name] for name in names},
-                config, alone, jobs.n_threads, jobs, memory,
+                config, alone, jobs.n_threads, jobs, memory, domain,
             )  # fmt: skip
             found[domain or "all"] = fitted(
                 name, MODELS[name], task, n_tries=n_tries,

@@ -151,7 +151,7 @@ class _Training:
         init = Generator().manual_seed(seed.child("init").integer())
         self.network = AttentiveTowers(n_users, n_domains, dim, settings.doublings, generator=init)
         self._optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=0
+            self.network.parameters(), lr=settings.learning_rate, weight_decay=0, fused=True
         )
 
     def epoch(self, number: int) -> float:

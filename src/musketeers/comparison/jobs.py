@@ -159,14 +159,14 @@ def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list
 def size(plan: Plan, job: Job) -> Size:
     """How much the job is about."""
     everything = reading(plan.config_text, plan.base).domains
-    names = list(everything.domains) if job.domain is None else [job.domain]
+    names = MODELS[job.model].sight(everything.domains, job.domain)
     return Size.of(everything, names, dim=_config(plan.config_text).dim)
 
 
 def _task(plan: Plan, job: Job) -> Task:
     config, splits = _config(plan.config_text), _splits(plan.config_text, plan.base, job.seed)
     looked_at = validations(splits, Seed(job.seed), n_threads=plan.n_threads)
-    names = list(splits) if job.domain is None else [job.domain]
+    names = MODELS[job.model].sight(splits, job.domain)
     starts = MODELS[job.model].starts_from_smf
     return Task(
         {name: splits[name] for name in names},
@@ -175,6 +175,7 @@ def _task(plan: Plan, job: Job) -> Task:
         {name: _alone(plan.out, job.seed, name) for name in names} if starts else {},
         plan.n_threads,
         max_bytes=plan.memory,
+        target=job.domain,
     )
 
 

@@ -1,6 +1,6 @@
 """What is asked of a model, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Task:
     """What one training gets."""
 
     splits: Mapping[str, Split]
-    """All domains, or the one to train."""
+    """The domains that it gets to see (`Model.sight`)."""
     validations: Mapping[str, Validation]
     config: RunConfig
     """With the seed of this job; settings that are not tuned stay as they are here."""
@@ -64,6 +64,13 @@ class Task:
     jobs: Jobs = unwatched
     max_bytes: int = MAX_BYTES
     """What a training may take, for models that refuse to take more."""
+    target: str | None = None
+    """The domain to train; None for all of `splits`."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The domains to train."""
+        return tuple(self.splits) if self.target is None else (self.target,)
 
     @property
     def seed(self) -> Seed:
@@ -85,8 +92,14 @@ class Model:
     space: Space = field(default_factory=dict[str, Range | Choice])
     """What is tuned: dotted names are settings of the run, others of the model."""
     joint: bool = False
-    """Whether all domains are trained together; they are then tuned on their mean."""
+    """Whether all domains are trained together; they are then tuned on their mean.  Else each is a
+    training of its own, whatever it sees of the others."""
     starts_from_smf: bool = False
     control: bool = False
     """Whether it is there to explain others' gains, and never the best of its kind."""
     needs: Needs = FACTORS
+
+    def sight(self, domains: Iterable[str], target: str | None) -> list[str]:
+        """Which of the domains a training of the target gets to see; None trains them all."""
+        alone = target is not None and self.sees == "own data"
+        return [name for name in domains if not alone or name == target]

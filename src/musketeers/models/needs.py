@@ -80,6 +80,14 @@ def squares(size: Size) -> int:
     return 2 * TILE_BYTES + inverse + 8 * n_items**2 + 64 * size.n_pairs
 
 
+def widened_squares(size: Size) -> int:
+    """The same of one domain's items and the other domains' embeddings, as sparse rows."""
+    told = size.dim * (size.n_domains - 1)
+    inputs = max(size.n_items) + told
+    inverse, weights = 8 * inputs**2, 8 * inputs * max(size.n_items)
+    return 2 * TILE_BYTES + inverse + weights + 24 * told * size.n_users + 64 * size.n_pairs
+
+
 def neighbors_kept(size: Size) -> int:
     """As `item_knn` says, for the most neighbours that are tried, and the best try's own."""
     kept = sum(n_items * min(n_items, MOST_NEIGHBORS) for n_items in size.n_items)

@@ -29,6 +29,7 @@ from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig, changed
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
+from musketeers.heads.linear import LinearSettings, linear
 from musketeers.models.model import Fitted, Made, Model, Sees, Settings, Task
 from musketeers.models.needs import (
     FACTORS,
@@ -39,6 +40,7 @@ from musketeers.models.needs import (
     squares,
     vectors,
     wide_vectors,
+    widened_squares,
 )
 from musketeers.models.space import Choice, Range, Space
 from musketeers.pipeline import art, exchanged, smf
@@ -67,7 +69,7 @@ def _ease(task: Task, settings: Settings) -> Made:
 def _closed(model: str, fit: Callable[[str], Linear], task: Task) -> Made:
     """A model without epochs in each domain."""
     found: dict[str, Fitted] = {}
-    for name in task.splits:
+    for name in task.targets:
         task.jobs(model, name, 0)
         found[name] = Fitted(fit(name))
     return found
@@ -286,6 +288,17 @@ def _without(
     return served(target, found[target], alone[target], told, aligned.of(told), config)
 
 
+def _linear(task: Task, settings: Settings) -> Made:
+    chosen = LinearSettings(**settings, max_bytes=task.max_bytes)
+    shared = exchanged(task.splits, task.alone)
+
+    def fit(name: str) -> Linear:
+        return linear(name, task.splits[name].train, shared, chosen)
+
+    found = _closed("linear", fit, task)
+    return {name: replace(made, transfers=True) for name, made in found.items()}
+
+
 # 4. What is tuned
 
 _BPR: Space = {
@@ -374,15 +387,23 @@ MODELS: Mapping[str, Model] = {
     "smf_cat": _ablation({**_ART, **_CONTRAST}, art__sources="none"),
     "cat_art_mean": _ablation({**_ART, **_CONTRAST}, art__sources="mean"),
     "cat_art_linear": _ablation({**_ART, **_CONTRAST}, art__sources="sum"),
-    "cat_art_no_global": _ablation({**_ART, **_ATTENTION}, art__shared=False),
+    # what CAT makes is not used, so it is hardly trained
+    "cat_art_no_global": _ablation(
+        {**_ART, **_ATTENTION}, art__shared=False, cat__max_epochs=1
+    ),
     "cat_art": _ablation(_WHOLE),
+    "linear": Model(
+        "user embeddings", _linear,
+        {"regularization": Range(3.0, 3000.0), "source_weight": Range(0.3, 10.0)},
+        starts_from_smf=True, needs=widened_squares,
+    ),
     "items_control": _control("own data", _items_control, _ART),
     "cat_art_shuffled": _control("user embeddings", _shuffled, _WHOLE),
     "cat_art_noise": _control("user embeddings", _with_noise, _WHOLE, needs=vectors(16)),
     "pooled_smf": Model("all raw data", _pooled_smf, _BPR, joint=True),
     "pooled_ease": Model(
         "all raw data", _pooled_ease,
-        {"regularization": Range(10.0, 3000.0), "source_weight": Range(0.05, 1.0)}, joint=True,
+        {"regularization": Range(10.0, 3000.0), "source_weight": Range(0.05, 1.0)},
         needs=squares,
     ),
 }  # fmt: skip
@@ -402,5 +423,6 @@ def check(names: Iterable[str], *, n_domains: int) -> None:
             near = get_close_matches(name, MODELS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"there is no model {name!r}; {hint}known are {', '.join(MODELS)}")
-        if MODELS[name].joint and n_domains < 2:
+        model = MODELS[name]
+        if n_domains < 2 and (model.joint or model.sees != "own data"):
             raise ConfigError(f"{name} needs at least two domains; leave it out for one")

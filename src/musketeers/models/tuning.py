@@ -43,17 +43,16 @@ class Tuned:
 def fitted(
     name: str, model: Model, task: Task, *, n_tries: int, on_try: Callable[[int, Try], None] = quiet
 ) -> Tuned:
-    """The model `name`, tuned on the mean over the task's domains of validation NDCG@10.
+    """The model `name`, tuned on the mean over the task's targets of validation NDCG@10.
 
     The same for the same seed wherever it is called: what a comparison found can be fitted again.
     """
-    which = "all" if model.joint else next(iter(task.splits))
     return tune(
         lambda settings: model.fit(task, settings),
         lambda made: fmean(task.valid(made).values()),
         model.space,
         n_tries=n_tries,
-        seed=task.seed.child("tuning", name, which),
+        seed=task.seed.child("tuning", name, task.target or "all"),
         on_try=on_try,
     )
 
