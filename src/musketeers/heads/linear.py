@@ -1,15 +1,21 @@
 """The linear head: the best linear model of the target's items, told the shared embeddings too."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float32, Float64
+from scipy.linalg import solve
 from scipy.sparse import csr_array, hstack
 
-from musketeers.baselines.ease import MAX_BYTES, item_regression
+from musketeers.baselines.ease import MAX_BYTES, inverse_of_products
 from musketeers.baselines.linear import Linear, history
 from musketeers.data.interactions import Interactions
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
+
+_BLOCK = 256
+"""Rows of weights that are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +49,75 @@ def linear(
 
     $$\|R - RB - w E C\|^2 + \lambda (\|B\|^2 + \|C\|^2), \quad diag(B) = 0$$
 
-    over all users, those unknown to the target included, in closed form (`item_regression`; Steck,
-    WWW 2019, with columns of side information as in Jeunen et al., RecSys 2020).  A weight is the
-    same as a penalty of $\lambda / w^2$ on C.  A user without history in the target is scored from
-    E alone; one known nowhere scores 0 everywhere.
+    over all users, those unknown to the target included, in closed form (Steck, WWW 2019, with
+    columns of side information as in Jeunen et al., RecSys 2020).  A weight is the same as a
+    penalty of $\lambda / w^2$ on C.  A user without history in the target is scored from E alone;
+    one known nowhere scores 0 everywhere.
 
     Of the other domains it sees what leaves them, user embeddings, and nothing else.
 
-    Raises `DataError` for a target that is none of the domains, `ConfigError` where the square of
-    all inputs exceeds `max_bytes`.
+    Memory: 8 bytes for each pair of items, 4 for each weight, and little else.  Raises `DataError`
+    for a target that is none of the domains, `ConfigError` where memory exceeds `max_bytes`.
     """
-    sources = shared.without(target)
-    own = history(train)
-    told = sources.values.reshape(train.n_users, -1) * np.float32(settings.source_weight)
-    inputs = csr_array(hstack([own, csr_array(told)])) if settings.source_weight else own
-    return item_regression(
-        inputs, train.n_items,
+    by_weight = linear_by_weight(
+        target, train, shared,
         regularization=settings.regularization, max_bytes=settings.max_bytes,
     )  # fmt: skip
+    return by_weight(settings.source_weight)
+
+
+def linear_by_weight(
+    target: str,
+    train: Interactions,
+    shared: UserEmbeddings,
+    *,
+    regularization: float,
+    max_bytes: int,
+) -> Callable[[float], Linear]:
+    r"""`linear` as a function of the weight, so that all weights share what costs most.
+
+    That is $A = (R^\top R + \lambda I)^{-1}$, items x items.  With $Y = A R^\top E$ and
+    $S = w^2 (E^\top E - E^\top R Y) + \lambda I$, no larger than the embeddings are wide, the
+    inverse of all products has the blocks $A + w^2 Y S^{-1} Y^\top$ between items and
+    $-w S^{-1} Y^\top$ from embeddings to items (inversion by blocks).
+    """
+    own = history(train)
+    told = shared.without(target).values.reshape(train.n_users, -1)
+    n_items, width = train.n_items, told.shape[1]
+    needed = 8 * n_items**2 + 4 * (n_items + width) * n_items
+    if needed > max_bytes:
+        raise ConfigError(
+            f"the linear head of {n_items:,} items and {width:,} columns of embeddings needs "
+            f"{needed:,} bytes, more than max_bytes = {max_bytes:,}; raise it, or keep fewer items "
+            "(a larger data.min_item)"
+        )
+    inverse = inverse_of_products(own, regularization)
+    wide = told.astype(np.float64)
+    across = own.T @ wide
+    explained = inverse @ across
+    left = wide.T @ wide - across.T @ explained
+
+    def at(weight: float) -> Linear:
+        shrunk = weight**2 * left + regularization * np.eye(width)
+        pull = weight * solve(shrunk, explained.T, assume_a="pos")
+        weights = _weights(inverse, weight * explained, pull)
+        return Linear.of(csr_array(hstack([own, csr_array(np.float32(weight) * told)])), weights)
+
+    return at
+
+
+def _weights(
+    inverse: Float64[np.ndarray, "item item"],
+    explained: Float64[np.ndarray, "item column"],
+    pull: Float64[np.ndarray, "column item"],
+) -> Float32[np.ndarray, "input item"]:
+    """Those of the items, then those of the embeddings' columns."""
+    n_items = len(inverse)
+    weights = np.empty((n_items + len(pull), n_items), np.float32)
+    diagonal = inverse.diagonal() + np.einsum("ic,ci->i", explained, pull)
+    for first in range(0, n_items, _BLOCK):
+        rows = slice(first, min(first + _BLOCK, n_items))
+        weights[rows] = (inverse[rows] + explained[rows] @ pull) / -diagonal
+    weights[np.diag_indices(n_items)] = 0
+    weights[n_items:] = pull / diagonal
+    return weights
