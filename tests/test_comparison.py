@@ -608,7 +608,7 @@ def size_of(made, splits, *, dim):
 @pytest.mark.parametrize(
     "name",
     ["pop", "item_knn", "ease", "ials", "light_gcn", "smf", "smf_wide", "cmf", "mpf", "pooled_smf",
-     "herograph", "herograph_l", "linear", "pooled_ease"],
+     "herograph", "herograph_l", "linear", "chosen", "pooled_ease"],
 )  # fmt: skip
 def test_a_model_takes_no_more_memory_than_it_says(name, monkeypatch):
     monkeypatch.setattr(ranking, "TILE_BYTES", 2**18)

@@ -42,7 +42,7 @@ class Validation:
 
     def ndcg(self, scorer: Scorer) -> float:
         """Mean NDCG@10 with the training items skipped, in 0..1."""
-        return float(self._by_user(scorer).mean())
+        return float(self.by_user(scorer).mean())
 
     def is_better(self, scorer: Scorer, other: Scorer) -> bool:
         """Whether the mean gain over `other` exceeds one standard error of itself.
@@ -50,10 +50,11 @@ class Validation:
         The rule of one standard error (Breiman et al., Classification and Regression Trees, 1984,
         section 3.4.3): of two models that validation cannot tell apart, take the simpler.
         """
-        gains = self._by_user(scorer) - self._by_user(other)
+        gains = self.by_user(scorer) - self.by_user(other)
         return float(gains.mean()) > float(gains.std()) / math.sqrt(len(gains))
 
-    def _by_user(self, scorer: Scorer) -> Float64[np.ndarray, " counted"]:
+    def by_user(self, scorer: Scorer) -> Float64[np.ndarray, " counted"]:
+        """NDCG@10 of each user, in 0..1, the users in the same order for every scorer."""
         return validation_ndcg(
             scorer, self.split.valid, self.split.train, users=self.users, n_threads=self.n_threads
         )

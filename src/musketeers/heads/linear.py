@@ -84,7 +84,7 @@ def linear_by_weight(
     own = history(train)
     told = shared.without(target).values.reshape(train.n_users, -1)
     n_items, width = train.n_items, told.shape[1]
-    needed = 8 * n_items**2 + 4 * (n_items + width) * n_items
+    needed = bytes_needed(n_items, width)
     if needed > max_bytes:
         raise ConfigError(
             f"the linear head of {n_items:,} items and {width:,} columns of embeddings needs "
@@ -104,6 +104,11 @@ def linear_by_weight(
         return Linear.of(csr_array(hstack([own, csr_array(np.float32(weight) * told)])), weights)
 
     return at
+
+
+def bytes_needed(n_items: int, width: int, *, n_models: int = 1) -> int:
+    """What models of so many items and columns of embeddings take: one inverse, and weights."""
+    return 8 * n_items**2 + 4 * n_models * (n_items + width) * n_items
 
 
 def _weights(

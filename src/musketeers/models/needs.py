@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from musketeers.data.domains import Domains
+from musketeers.heads.linear import bytes_needed
 from musketeers.ranking import TILE_BYTES
 
 MOST_NEIGHBORS = 500
@@ -80,12 +81,18 @@ def squares(size: Size) -> int:
     return 2 * TILE_BYTES + inverse + 8 * n_items**2 + 64 * size.n_pairs
 
 
-def widened_squares(size: Size) -> int:
-    """The same of one domain's items and the other domains' embeddings, as sparse rows."""
-    told = size.dim * (size.n_domains - 1)
-    inputs = max(size.n_items) + told
-    inverse, weights = 8 * inputs**2, 8 * inputs * max(size.n_items)
-    return 2 * TILE_BYTES + inverse + weights + 24 * told * size.n_users + 64 * size.n_pairs
+def widened_squares(n_models: int) -> Needs:
+    """So many linear heads of the largest domain, beside one of each domain that is done."""
+
+    def needs(size: Size) -> int:
+        largest, width = max(size.n_items), size.dim * size.n_domains
+        heads = bytes_needed(largest, width, n_models=n_models)
+        done = sum(4 * n_items * (n_items + width) for n_items in size.n_items)
+        # inputs are sparse rows, though full ones where other domains are told of
+        rows = 12 * width * size.n_users * (n_models + 2 + len(size.n_items))
+        return FACTORS(size) + heads + done + rows + 16 * width * largest
+
+    return needs
 
 
 def neighbors_kept(size: Size) -> int:

@@ -29,6 +29,7 @@ from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig, changed
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
+from musketeers.heads.choice import choose
 from musketeers.heads.linear import LinearSettings, linear
 from musketeers.models.model import Fitted, Made, Model, Sees, Settings, Task
 from musketeers.models.needs import (
@@ -217,18 +218,25 @@ def _cat_art(fixed: Settings) -> Callable[[Task, Settings], Made]:
 
     def fit(task: Task, settings: Settings) -> Made:
         config = changed(task.config, {**settings, **fixed})
-        shared = exchanged(task.splits, task.alone)
-        job = task.jobs("cat", None, config.cat.max_epochs)
-        aligned = align(shared, config.cat, task.seed.child("cat"), job)
-        found = art(
-            task.splits, task.alone, shared, aligned.users, config, task.jobs,
-            n_threads=task.n_threads,
-        )  # fmt: skip
+        shared, aligned, found = _stages(task, config)
         # a source can be hidden from the whole method: CAT learned with domains hidden
         hide = None if fixed else partial(_without, task.alone, shared, aligned, found, config)
         return _transferred(found, hide)
 
     return fit
+
+
+def _stages(
+    task: Task, config: RunConfig
+) -> tuple[UserEmbeddings, Aligned, Mapping[str, Transferred]]:
+    """The method from the exchange on."""
+    shared = exchanged(task.splits, task.alone)
+    job = task.jobs("cat", None, config.cat.max_epochs)
+    aligned = align(shared, config.cat, task.seed.child("cat"), job)
+    found = art(
+        task.splits, task.alone, shared, aligned.users, config, task.jobs, n_threads=task.n_threads
+    )
+    return shared, aligned, found
 
 
 def _items_control(task: Task, settings: Settings) -> Made:
@@ -297,6 +305,19 @@ def _linear(task: Task, settings: Settings) -> Made:
 
     found = _closed("linear", fit, task)
     return {name: replace(made, transfers=True) for name, made in found.items()}
+
+
+def _chosen(task: Task, _: Settings) -> Made:
+    shared, _aligned, transferred = _stages(task, task.config)
+    found: dict[str, Fitted] = {}
+    for name in task.targets:
+        choice = choose(
+            name, task.validations[name], shared, alone=task.alone[name].factors,
+            transferred=transferred[name].factors, seed=task.seed.child("choice", name),
+            max_bytes=task.max_bytes,
+        )  # fmt: skip
+        found[name] = Fitted(choice.scorer, transfers=choice.told)
+    return found
 
 
 # 4. What is tuned
@@ -395,7 +416,10 @@ MODELS: Mapping[str, Model] = {
     "linear": Model(
         "user embeddings", _linear,
         {"regularization": Range(3.0, 3000.0), "source_weight": Range(0.3, 10.0)},
-        starts_from_smf=True, needs=widened_squares,
+        starts_from_smf=True, needs=widened_squares(2),
+    ),
+    "chosen": Model(
+        "user embeddings", _chosen, joint=True, starts_from_smf=True, needs=widened_squares(5)
     ),
     "items_control": _control("own data", _items_control, _ART),
     "cat_art_shuffled": _control("user embeddings", _shuffled, _WHOLE),

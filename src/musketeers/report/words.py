@@ -34,6 +34,7 @@ _MODELS = {
     "cat_art_linear": "-Attention (linear)",
     "cat_art_no_global": "-Global embedding",
     "linear": "Linear head",
+    "chosen": "Chosen head",
     "items_control": "Items control",
     "cat_art_shuffled": "CAT-ART, shuffled users",
     "cat_art_noise": "CAT-ART, + noise domain",

@@ -1,0 +1,158 @@
+"""Blends, the gate's test, and which model a domain gets."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from test_ease import only, pairs
+
+from musketeers.baselines.ease import EaseSettings, ease
+from musketeers.baselines.ials import IalsSettings, ials
+from musketeers.baselines.linear import Linear
+from musketeers.data.synthetic import planted
+from musketeers.evaluation.evaluate import evaluate
+from musketeers.evaluation.validation import Validation
+from musketeers.exchange import UserEmbeddings
+from musketeers.heads.blend import blend, equal_weight
+from musketeers.heads.choice import LEVEL, choose, p_of_best
+from musketeers.ranking import Factors
+from musketeers.seeding import Seed
+from musketeers.training import Unwatched
+
+USERS = np.arange(40)
+
+
+def vectors(*, n_items=7, dim=3, entropy=0):
+    make = Seed(entropy).numpy()
+    users, items = (make.standard_normal((n, dim)).astype(np.float32) for n in (40, n_items))
+    return Factors(users, items)
+
+
+# --- blends
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_blend_scores_as_both_together(sparse):
+    first, second = ease(only(pairs(40, 7, entropy=1)), EaseSettings(5.0)), vectors()
+    if sparse:
+        first = Linear.of(first.inputs, csr_array(first.weights))
+    made = blend(first, second, 0.3)
+    everything = np.tile(np.arange(7), (40, 1))
+    wanted = first.exact(USERS, everything) + 0.3 * second.exact(USERS, everything)
+    np.testing.assert_allclose(made.exact(USERS, everything), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_weights_spread_scores_alike():
+    first, second = ease(only(pairs(40, 7, entropy=1)), EaseSettings(5.0)), vectors()
+    weight = equal_weight(first, second, USERS)
+    spread = [model.score(USERS).std(axis=1).mean() for model in (first, second)]
+    assert weight * spread[1] == pytest.approx(spread[0])
+    flat = Factors(second.users, np.zeros_like(second.items))
+    assert equal_weight(first, flat, USERS) == 0
+
+
+# --- the gate's test
+
+
+def test_the_best_of_many_without_gain_passes_as_rarely_as_stated():
+    make = Seed(5).numpy()
+    passed = 0
+    for number in range(200):
+        common = make.standard_normal((1, 150))
+        gains = common + make.standard_normal((12, 150))
+        passed += p_of_best(gains, Seed(number)) < LEVEL
+    # 200 draws at a risk of .2: within three deviations
+    assert abs(passed / 200 - LEVEL) < 3 * np.sqrt(LEVEL * (1 - LEVEL) / 200)
+
+
+def test_a_gain_passes_a_loss_does_not_and_equal_ones_take_no_part():
+    noise = Seed(6).numpy().standard_normal((3, 400))
+    assert p_of_best(noise + np.array([[0.0], [0.3], [-0.3]]), Seed(0)) < 0.01
+    assert p_of_best(noise - 0.3, Seed(0)) > 0.9
+    nothing = np.zeros((1, 400))
+    assert p_of_best(nothing, Seed(0)) == 1
+    both = np.concatenate([nothing, noise[:1] + 0.2])
+    assert p_of_best(both, Seed(0)) == p_of_best(both[1:], Seed(0))
+
+
+# --- the choice
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Two domains that share a taste: the target's validation, what is exchanged, its vectors."""
+    splits = planted(("tv", "film"), Seed(0), n_users=800, n_items=100, common=1.0).splits
+    looked_at = {name: Validation.of(one, Seed(0), n_threads=1) for name, one in splits.items()}
+    alone = {
+        name: ials(one, looked_at[name], IalsSettings(max_epochs=5), Seed(0), Unwatched(), dim=8)
+        for name, one in splits.items()
+    }
+    known = {name: one.train.known_users() for name, one in splits.items()}
+    shared = UserEmbeddings.collect({name: m.factors.users for name, m in alone.items()}, known)
+    return looked_at["film"], shared, alone["film"].factors
+
+
+def film(validation, shared, factors, *, seed=0, max_bytes=2**30):
+    return choose(
+        "film", validation, shared, alone=factors, transferred=factors, seed=Seed(seed),
+        max_bytes=max_bytes,
+    )  # fmt: skip
+
+
+def test_a_domain_is_told_of_others_where_that_helps(world):
+    validation, _shared, factors = world
+    made = film(*world)
+    assert made.told
+    assert made.p < LEVEL
+    assert made.name.startswith("linear(")
+    assert made.tried[made.name] == max(made.tried.values())
+    assert validation.ndcg(made.scorer) == made.tried[made.name]
+    split = validation.split
+    own = max((name for name in made.tried if name.startswith(("ease", "smf"))),
+              key=made.tried.__getitem__)  # fmt: skip
+    assert made.tried[made.name] > 1.05 * made.tried[own]
+    test = [
+        evaluate(model, split.test, split.seen(), ks=(10,), n_threads=1).values["ndcg@10"].mean()
+        for model in (made.scorer, factors, ease(split, EaseSettings()))
+    ]
+    assert test[0] > 1.05 * max(test[1:])
+
+
+def test_it_keeps_its_own_where_nobody_is_who_they_seem(world):
+    validation, shared, factors = world
+    own: list[bool] = []
+    for seed in range(5):
+        order = Seed(seed).numpy().permutation(len(shared.values))
+        mixed = UserEmbeddings(
+            shared.domains, shared.values[order], shared.known[order], shared.lengths
+        )
+        made = film(validation, mixed, factors, seed=seed)
+        own.append(not made.told)
+        assert made.told == (made.p < LEVEL)
+        if not made.told:
+            assert made.name.startswith(("smf", "ease"))
+    assert sum(own) >= 4
+
+
+def test_the_search_goes_on_until_the_best_regularisation_has_neighbours(world):
+    tried = film(*world).tried
+    by_strength = {}
+    for name, value in tried.items():
+        if name.startswith("ease(") and "+" not in name:
+            by_strength[float(name[5:-1])] = value
+    strengths = sorted(by_strength)
+    best = strengths.index(max(by_strength, key=by_strength.__getitem__))
+    assert 0 < best < len(strengths) - 1
+    assert np.allclose(np.diff(np.log(strengths)), np.log(3), atol=0.01)
+
+
+def test_without_the_memory_for_linear_models_vectors_are_all_there_is(world):
+    made = film(*world, max_bytes=1000)
+    assert set(made.tried) == {"smf", "cat_art"}
+    assert made.name == "smf"
+    assert made.p == 1
+
+
+def test_the_same_again(world):
+    one, two = film(*world), film(*world)
+    assert (one.name, one.p, one.tried) == (two.name, two.p, two.tried)
+    assert one.scorer.weights.tobytes() == two.scorer.weights.tobytes()
