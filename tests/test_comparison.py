@@ -510,6 +510,24 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
                     np.testing.assert_array_equal(values, other.metrics[domain].values[name])
 
 
+def test_what_was_chosen_in_each_domain_is_told(small, tmp_path, capsys):
+    config, folder = small
+    command.run(config, folder, tmp_path, models=["chosen", "linear"], n_seeds=1, n_tries=2,
+                n_processes=2)  # fmt: skip
+    assert "Chosen" in capsys.readouterr().out
+    tuning = json.loads((tmp_path / "results.json").read_text())["details"]
+    (chosen,) = tuning["chosen"]["tuning"]
+    assert set(chosen["parts"]) == {"tv", "film"}
+    page = (tmp_path / "report.html").read_text()
+    for domain, parts in chosen["parts"].items():
+        assert parts.startswith(("smf", "ease(", "cat_art", "linear("))
+        assert f"{domain}: {parts}" in page
+    # the linear head is tuned for each domain, though it is told of the others
+    assert [one["domain"] for one in tuning["linear"]["tuning"]] == ["tv", "film"]
+    assert all(one["parts"] == {} for one in tuning["linear"]["tuning"])
+    assert set(jobs.found(tmp_path, Job(0, "linear", "tv")).metrics) == {"tv"}
+
+
 def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
     config, folder = small
     kept = {}

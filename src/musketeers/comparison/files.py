@@ -106,7 +106,7 @@ def _details(study: Study, results: Results, name: str) -> dict[str, Any]:
         "tuning": [
             {
                 "seed": job.seed, "domain": job.domain, "chosen": found.about["settings"],
-                "valid": found.valid, "tries": found.about["tries"],
+                "parts": found.about["parts"], "valid": found.valid, "tries": found.about["tries"],
             }
             for job, found in study.found.items()
             if job.model == name

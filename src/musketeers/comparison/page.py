@@ -305,7 +305,7 @@ def _tuning(study: Study, results: Results) -> str:
                 cells = [
                     escape(job.domain or "all"), f"{len(tries)}",
                     duration(sum(one["seconds"] for one in tries)),
-                    escape(told(chosen)),
+                    escape(_in_words(found.about["parts"]) or told(chosen)),
                 ]  # fmt: skip
                 rows.append(row(model_name(name), cells))
     caption = (
@@ -313,3 +313,7 @@ def _tuning(study: Study, results: Results) -> str:
         "them all)"
     )
     return table(caption, ["model", "domain", "tries", "time", "chosen"], rows, kind="told")
+
+
+def _in_words(parts: Mapping[str, str]) -> str:
+    return "; ".join(f"{domain}: {model}" for domain, model in parts.items())

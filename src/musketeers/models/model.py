@@ -35,6 +35,8 @@ class Fitted:
     """One for each setting tried; of domains that learn together the same, by their mean."""
     start: Pretrained | None = None
     """What other models start from."""
+    parts: str = ""
+    """Of a model that validation put together: which it took, see `heads.choice.Choice`."""
     transfers: bool = False
     """Whether a user whom the domain does not know is scored by what others know."""
     attention: Mapping[str, float] = field(default_factory=dict[str, float])
