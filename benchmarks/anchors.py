@@ -144,7 +144,7 @@ PEERS: Mapping[str, Peer] = {
         "implicit", implicit_als,
         # what our range of weights and strengths comes to in implicit's units: there observed pairs
         # weigh 1 + alpha, others 1, and the strength is that of a whole row
-        {"regularization": Range(1.0, 300.0), "alpha": Range(2.0, 50.0),
+        {"regularization": Range(0.1, 300.0), "alpha": Range(1.0, 50.0),
          "iterations": Choice((5, 10, 20, 40))},
     ),
     "light_gcn": Peer(

@@ -155,6 +155,7 @@ def _search(at: Callable[[float], Callable[[float], Linear]], own: _Field, told:
         if not waiting:
             weakest, strongest = min(peaks), max(peaks)
             bests = {max(peaks, key=lambda one: peaks[one][kind]) for kind in (0, 1)}
+            # the first has one neighbour here, the stronger: the weaker comes if that is no better
             beyond = {weakest: weakest / _STEP, strongest: strongest * _STEP}
             waiting = [beyond[edge] for edge in beyond if edge in bests]
             waiting = [one for one in waiting if _LEAST <= one <= _MOST]
