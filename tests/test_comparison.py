@@ -143,7 +143,7 @@ def study_of(found, *, n_seeds=2, failed=None, extra=None):
     jobs_found = {
         Job(seed, model, domain): Found(
             {domain: per_user(*values)}, {domain: float(np.mean(values))},
-            {"settings": {}, "tries": [{"seconds": 2.0}]},
+            {"settings": {}, "parts": {}, "tries": [{"seconds": 2.0}]},
             **(extra or {}).get((seed, model, domain), {}),
         )
         for (seed, model, domain), values in found.items()
