@@ -1,5 +1,6 @@
 """From files to a finished run folder and back; and the same in memory."""
 
+import io
 import json
 import tomllib
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 import musketeers
 from musketeers import config as configuration
@@ -18,6 +20,7 @@ from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, RunError
 from musketeers.evaluation.validation import Validation
 from musketeers.models.registry import MODELS
+from musketeers.report import tables as tables_of
 from musketeers.runs import evaluate_run, fit_run
 from musketeers.seeding import Seed
 
@@ -229,6 +232,24 @@ def test_only_trains_and_measures_one_model(done, tmp_path):
         assert [s for s in ("art", "pretrain") if (found.path / s).exists()] == stages
         assert found.recommender.about["model"] == dict.fromkeys(tables(), model)
         same_metrics(evaluate_run(found.path, threads=1).metrics, found.metrics)
+
+
+def test_what_was_chosen_is_said_on_screen_and_on_the_page(tmp_path):
+    names, heard = ("tv", "film"), Listening()
+    found = fit_run(
+        settings(tmp_path, names), tmp_path, tmp_path / "run", threads=1, only="chosen", watch=heard
+    )
+    assert [stage[:2] for stage in heard.stages][-2:] == [("chosen", name) for name in names]
+    assert set(found.learning.parts) == set(names)
+    screen = io.StringIO()
+    Console(file=screen, width=100).print(tables_of.of_run(found))
+    page = (found.path / "report.html").read_text()
+    for name, parts in found.learning.parts.items():
+        assert f"{name}: {parts}" in screen.getvalue()
+        assert f"<td>{parts}</td>" in page
+    plain = fit_run(settings(tmp_path, names), tmp_path, tmp_path / "pop", threads=1, only="pop")
+    assert plain.learning.parts == {}
+    assert "What was chosen" not in (plain.path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("model", MODELS)

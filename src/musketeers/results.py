@@ -36,6 +36,8 @@ class Learning:
 
     tries: Mapping[str, tuple[Try, ...]] = field(default_factory=dict[str, tuple[Try, ...]])
     """Of a model that was fitted by itself: by domain, or ``all`` where they train together."""
+    parts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Domain -> of what validation put its model together (`chosen`); empty for others."""
 
     @classmethod
     def of(cls, stages: Models, model: str, tuned: Mapping[str, Tuned]) -> "Learning":
@@ -48,8 +50,10 @@ class Learning:
             art = stages.transferred
             histories["art"] = {name: (made.history,) for name, made in art.items()}
         attention = {name: made.attention for name, made in stages.transferred.items()}
+        parts: dict[str, str] = {}
         for one in tuned.values():
             made: Made = one.made
+            parts |= {name: fit.parts for name, fit in made.items() if fit.parts}
             attention |= {name: fit.attention for name, fit in made.items() if fit.attention}
             each = {name: fit.history for name, fit in made.items() if fit.history}
             if model != "smf":  # that is stage 1
@@ -60,6 +64,7 @@ class Learning:
             {name: made.kept for name, made in stages.transferred.items()},
             attention,
             {where: one.tries for where, one in tuned.items()},
+            parts,
         )
 
 

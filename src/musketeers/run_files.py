@@ -96,6 +96,7 @@ def _of_one(result: RunResult) -> dict[str, Any]:
             name: _json(fits) for name, fits in learning.histories.get(model, {}).items()
         },
         "attention": {name: dict(weights) for name, weights in learning.attention.items()},
+        "parts": dict(learning.parts),
     }  # fmt: skip
 
 
@@ -210,8 +211,10 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
     transferred = abouts.get("art", {})
     attention = {name: about["attention"] for name, about in transferred.items()}
     tries: dict[str, tuple[Try, ...]] = {}
+    parts: dict[str, str] = {}
     if (path / "fit").exists():
         about = artifacts.load(path / "fit", "fit").about
+        parts = about.get("parts", {})
         attention |= about["attention"]
         tries = {name: tuple(Try(**one) for one in of) for name, of in about["tries"].items()}
         if about["history"]:
@@ -225,4 +228,5 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
         {name: about["kept"] for name, about in transferred.items()},
         attention,
         tries,
+        parts,
     )

@@ -311,6 +311,7 @@ def _chosen(task: Task, _: Settings) -> Made:
     shared, _aligned, transferred = _stages(task, task.config)
     found: dict[str, Fitted] = {}
     for name in task.targets:
+        task.jobs("chosen", name, 0)
         choice = choose(
             name, task.validations[name], shared, alone=task.alone[name].factors,
             transferred=transferred[name].factors, seed=task.seed.child("choice", name),

@@ -49,6 +49,7 @@ def render(result: RunResult) -> str:
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Attention", attention(result.learning.attention)),
+        section("What was chosen", _parts(result.learning.parts)),
         section("What was tuned", _tuning(result.learning.tries)),
         section("Cost", _cost(result.manifest)),
         section("Settings", _settings(result)),
@@ -137,9 +138,18 @@ def _curve(stage: str, domain: str, fits: Sequence[History], *, kept: bool) -> s
     return curve(curves, sign=sign, name=name, what=what, stage=stage, end=end)
 
 
+def _parts(parts: Mapping[str, str]) -> str:
+    rows = [row(name, [escape(model)]) for name, model in parts.items()]
+    caption = (
+        "In brackets: regularisation, and weight of the other domains' embeddings; before a name: "
+        "the share of a second model's scores"
+    )
+    return table(caption, ["domain", "model"], rows, kind="told") if rows else ""
+
+
 def _tuning(tries: Mapping[str, Sequence[Try]]) -> str:
     rows = [
-        row(escape(where), [f"{number}", *_tried(one)])
+        row(where, [f"{number}", *_tried(one)])
         for where, found in tries.items()
         for number, one in enumerate(found, 1)
         if len(found) > 1

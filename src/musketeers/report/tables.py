@@ -89,8 +89,10 @@ def _metrics(
 
 
 def of_run(result: RunResult) -> RenderableType:
-    """The comparison that a run makes."""
-    return comparison(result.metrics, result.differences())
+    """The comparison that a run makes, and of what the model was put together."""
+    parts = result.learning.parts.items()
+    lines = [Text(f"{name}: {model}", style="dim") for name, model in parts]
+    return Group(comparison(result.metrics, result.differences()), *lines)
 
 
 def next_step(result: RunResult, run: Path) -> str:
