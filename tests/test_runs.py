@@ -247,6 +247,8 @@ def test_what_was_chosen_is_said_on_screen_and_on_the_page(tmp_path):
     for name, parts in found.learning.parts.items():
         assert f"{name}: {parts}" in screen.getvalue()
         assert f"<td>{parts}</td>" in page
+    # what has no epochs has no curves, and no heading over nothing
+    assert "<h3>Chosen head</h3>" not in page
     plain = fit_run(settings(tmp_path, names), tmp_path, tmp_path / "pop", threads=1, only="pop")
     assert plain.learning.parts == {}
     assert "What was chosen" not in (plain.path / "report.html").read_text()

@@ -56,7 +56,7 @@ class Learning:
             parts |= {name: fit.parts for name, fit in made.items() if fit.parts}
             attention |= {name: fit.attention for name, fit in made.items() if fit.attention}
             each = {name: fit.history for name, fit in made.items() if fit.history}
-            if model != "smf":  # that is stage 1
+            if each and model != "smf":  # that is stage 1
                 histories.setdefault(model, {}).update(_once(each))
         return cls(
             {name: made.regularization for name, made in stages.alone.items()},
