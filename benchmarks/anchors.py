@@ -228,7 +228,8 @@ def main() -> None:
                     flush=True,
                 )
                 if asked.out:
-                    asked.out.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+                    text = json.dumps(list(rows.values()), indent=1)
+                    asked.out.write_text(text + "\n", encoding="utf-8")
     print(json.dumps({"name": "anchors", "rows": list(rows.values())}))
 
 

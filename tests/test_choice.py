@@ -101,7 +101,7 @@ def film(validation, shared, factors, *, seed=0, max_bytes=2**30):
 def test_a_domain_is_told_of_others_where_that_helps(world):
     validation, _shared, factors = world
     made = film(*world)
-    assert made.told
+    assert made.transfers
     assert made.p < LEVEL
     assert made.name.startswith("linear(")
     assert made.tried[made.name] == max(made.tried.values())
@@ -126,9 +126,9 @@ def test_it_keeps_its_own_where_nobody_is_who_they_seem(world):
             shared.domains, shared.values[order], shared.known[order], shared.lengths
         )
         made = film(validation, mixed, factors, seed=seed)
-        own.append(not made.told)
-        assert made.told == (made.p < LEVEL)
-        if not made.told:
+        own.append(not made.transfers)
+        assert made.transfers == (made.p < LEVEL)
+        if not made.transfers:
             assert made.name.startswith(("smf", "ease"))
     assert sum(own) >= 4
 

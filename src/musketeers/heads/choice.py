@@ -37,8 +37,8 @@ class Choice:
     name: str
     """Such as ``linear(100, 2) + 0.4 cat_art``: regularisation, source weight, share."""
     scorer: Linear | Factors
-    told: bool
-    """Whether it learned from other domains."""
+    transfers: bool
+    """Whether it is told of other domains."""
     p: float
     """How likely the best told model looks so good by chance (`p_of_best`)."""
     tried: Mapping[str, float]

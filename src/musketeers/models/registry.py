@@ -317,7 +317,7 @@ def _chosen(task: Task, _: Settings) -> Made:
             transferred=transferred[name].factors, seed=task.seed.child("choice", name),
             max_bytes=task.max_bytes,
         )  # fmt: skip
-        found[name] = Fitted(choice.scorer, parts=choice.name, transfers=choice.told)
+        found[name] = Fitted(choice.scorer, parts=choice.name, transfers=choice.transfers)
     return found
 
 
