@@ -12,6 +12,7 @@ from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.heads import choice
 from musketeers.heads.blend import blend, equal_weight
 from musketeers.heads.choice import LEVEL, choose, p_of_best
 from musketeers.ranking import Factors
@@ -101,15 +102,20 @@ def film(validation, shared, factors, *, seed=0, max_bytes=2**30):
 def test_a_domain_is_told_of_others_where_that_helps(world):
     validation, _shared, factors = world
     made = film(*world)
-    assert made.transfers
-    assert made.p < LEVEL
-    assert made.name.startswith("linear(")
-    assert made.tried[made.name] == max(made.tried.values())
-    assert validation.ndcg(made.scorer) == made.tried[made.name]
+    verdict, chosen = made.verdict, made.verdict.chosen
+    assert verdict.transfers
+    assert verdict.p < LEVEL
+    assert chosen == verdict.told
+    assert chosen.kind in ("linear", "linear+cat_art")
+    assert chosen.name.startswith("linear(")
+    assert made.tried[chosen.name] == chosen.valid == max(made.tried.values())
+    assert validation.ndcg(made.scorer) == chosen.valid
     split = validation.split
     own = max((name for name in made.tried if name.startswith(("ease", "smf"))),
               key=made.tried.__getitem__)  # fmt: skip
-    assert made.tried[made.name] > 1.05 * made.tried[own]
+    assert (verdict.own.name, verdict.own.valid) == (own, made.tried[own])
+    assert chosen.valid > 1.05 * verdict.own.valid
+    assert verdict.gain == pytest.approx(chosen.valid / verdict.own.valid - 1)
     test = [
         evaluate(model, split.test, split.seen(), ks=(10,), n_threads=1).values["ndcg@10"].mean()
         for model in (made.scorer, factors, ease(split, EaseSettings()))
@@ -125,11 +131,10 @@ def test_it_keeps_its_own_where_nobody_is_who_they_seem(world):
         mixed = UserEmbeddings(
             shared.domains, shared.values[order], shared.known[order], shared.lengths
         )
-        made = film(validation, mixed, factors, seed=seed)
-        own.append(not made.transfers)
-        assert made.transfers == (made.p < LEVEL)
-        if not made.transfers:
-            assert made.name.startswith(("smf", "ease"))
+        verdict = film(validation, mixed, factors, seed=seed).verdict
+        own.append(not verdict.transfers)
+        assert verdict.transfers == (verdict.p < LEVEL)
+        assert verdict.chosen == (verdict.told if verdict.transfers else verdict.own)
     assert sum(own) >= 4
 
 
@@ -148,11 +153,39 @@ def test_the_search_goes_on_until_the_best_regularisation_has_neighbours(world):
 def test_without_the_memory_for_linear_models_vectors_are_all_there_is(world):
     made = film(*world, max_bytes=1000)
     assert set(made.tried) == {"smf", "cat_art"}
-    assert made.name == "smf"
-    assert made.p == 1
+    assert made.verdict.chosen.kind == "smf"
+    assert made.scorer is world[2]
+    assert made.verdict.p == 1
+
+
+def test_work_that_would_take_too_long_is_left_out(world, monkeypatch):
+    everything = film(*world).tried
+    n_items = world[0].split.train.n_items
+    monkeypatch.setattr(choice, "MOST_WORK", 2 * n_items**3)
+    two = film(*world).tried
+    assert two.items() <= everything.items()
+    assert [name for name in two if name.startswith("ease(") and "+" not in name] == [
+        "ease(100)", "ease(300)",
+    ]  # fmt: skip
+    monkeypatch.setattr(choice, "MOST_WORK", n_items**3 - 1)
+    assert set(film(*world).tried) == {"smf", "cat_art"}
+
+
+def test_a_domain_without_others_gets_the_best_of_its_own(world):
+    validation, _shared, factors = world
+    known = validation.split.train.known_users()
+    alone = UserEmbeddings.collect({"film": factors.users}, {"film": known})
+    made = choose(
+        "film", validation, alone, alone=factors, transferred=None, seed=Seed(0), max_bytes=2**30
+    )
+    assert {name.split("(")[0] for name in made.tried} == {"smf", "ease"}
+    assert made.verdict.told is None
+    assert not made.verdict.transfers
+    assert np.isnan(made.verdict.gain)
+    assert made.verdict.chosen.valid == max(made.tried.values()) == validation.ndcg(made.scorer)
 
 
 def test_the_same_again(world):
     one, two = film(*world), film(*world)
-    assert (one.name, one.p, one.tried) == (two.name, two.p, two.tried)
+    assert (one.verdict, one.tried) == (two.verdict, two.tried)
     assert one.scorer.weights.tobytes() == two.scorer.weights.tobytes()

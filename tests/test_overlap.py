@@ -60,7 +60,7 @@ def only_warning(found):
 
 
 def test_one_domain_is_fitted_alone():
-    assert "a is the only domain: SMF alone will be fitted" in only_warning(report(a=CLEAN["a"]))
+    assert "a is the only domain: it learns alone" in only_warning(report(a=CLEAN["a"]))
 
 
 def test_swapped_columns_are_found_and_the_others_not_accused():

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import musketeers
 from musketeers import config as configuration
-from musketeers import runs
+from musketeers import runs, scorers
 from musketeers.comparison.jobs import Job
 from musketeers.comparison.study import compare_models
 from musketeers.config import ArtConfig
@@ -81,13 +81,19 @@ def same_metrics(one, other):
                 assert values.tobytes() == other[model][domain].values[name].tobytes()
 
 
+def shown(found):
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(tables_of.of_run(found))
+    return screen.getvalue()
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_folder_holds_what_it_should(done):
     names = {str(path.relative_to(done.path)) for path in done.path.rglob("*") if path.is_file()}
-    stages = ["cat", "data", *(f"{s}/{n}" for s in ("pretrain", "art") for n in tables())]
+    stages = ["cat", "data", "choice", *(f"{s}/{n}" for s in ("pretrain", "art") for n in tables())]
     artifacts = {f"{s}/{f}" for s in stages for f in ("manifest.json", "tensors.safetensors")}
     model = {f"model/{f}" for f in ("manifest.json", "tensors.safetensors", "users.parquet")}
     model |= {f"model/items-{name}.parquet" for name in tables()}
@@ -112,15 +118,17 @@ def test_the_manifest_says_where_the_run_comes_from(done):
     assert manifest["data"].keys() == {*tables(), "models"}
     assert all(len(manifest["data"][name]) == 64 for name in tables())
     stages = {f"{s}/{n}" for s in ("pretrain", "art") for n in tables()}
-    assert manifest["seconds"].keys() == stages | {"cat/all", "evaluate", "save"}
+    choices = {f"choice/{n}" for n in tables()}
+    assert manifest["seconds"].keys() == stages | choices | {"cat/all", "evaluate", "save"}
     assert manifest["peak_memory_bytes"] > 1 << 20
 
 
 def test_the_means_are_those_of_the_users(done):
     found = json.loads((done.path / "metrics.json").read_text())
-    assert found.keys() == {"format", "split", "models"}
+    assert found.keys() == {"format", "split", "models", "chosen"}
     assert (found["format"], found["split"]) == (1, "test")
-    assert list(found["models"]) == ["pop", "smf", "cat_art"]
+    assert list(found["models"])[:3] == ["pop", "smf", "cat_art"]
+    assert set(found["models"]) == {"pop", "smf", "cat_art", *found["chosen"].values()}
     frame = pl.read_parquet(done.path / "metrics.parquet")
     assert frame.schema == {
         "model": pl.String, "domain": pl.String, "user_id": pl.String,
@@ -128,7 +136,8 @@ def test_the_means_are_those_of_the_users(done):
     }  # fmt: skip
     rows = 0
     for model, domains in found["models"].items():
-        assert list(domains) == list(tables())
+        served = [name for name in tables() if found["chosen"][name] == model]
+        assert list(domains) == (list(tables()) if model in runs.STAGED else served)
         for domain, means in domains.items():
             assert list(means) == ["users", *METRICS]
             assert means["users"] == done.splits[domain].test.known_users().sum()
@@ -157,8 +166,10 @@ def test_in_memory_is_bitwise_the_same_as_in_a_folder(done, tmp_path):
     assert all(given[name].equals(frame) for name, frame in kept.items())
     for name, model in result.recommender.domains.items():
         saved = done.recommender.domains[name]
-        assert model.scorer.users.tobytes() == saved.scorer.users.tobytes()
-        assert model.scorer.items.tobytes() == saved.scorer.items.tobytes()
+        assert {part: array.tobytes() for part, array in scorers.arrays(model.scorer).items()} == {
+            part: array.tobytes() for part, array in scorers.arrays(saved.scorer).items()
+        }
+    assert result.learning.verdicts == done.learning.verdicts
     assert result.learning.regularization == done.learning.regularization
     assert result.learning.kept == done.learning.kept
     assert result.learning.attention == done.learning.attention
@@ -192,7 +203,9 @@ def test_what_was_learned_comes_back(done):
     for stage in ("pretrain", "art"):
         assert learning.histories[stage].keys() == set(tables())
     assert all(0.035 <= strength <= 0.07 for strength in learning.regularization.values())
-    assert learning.kept == {n: part.transfers for n, part in done.recommender.domains.items()}
+    for name, part in done.recommender.domains.items():
+        assert part.transfers == learning.verdicts[name].transfers
+        assert done.recommender.about["model"][name] == learning.verdicts[name].chosen.kind
     for name, attention in learning.attention.items():
         assert attention.keys() == (set(tables()) - {name} if learning.kept[name] else set())
     assert len(done.differences()) == len(tables()) * len(METRICS)
@@ -203,8 +216,8 @@ def test_the_watch_hears_of_every_fit(tmp_path):
     fit_run(settings(tmp_path), tmp_path, tmp_path / "run", threads=1, watch=heard)
     names = list(tables())
     expected = [("pretrain", n) for n in names] + [("cat", None)] + [("art", n) for n in names]
-    assert [stage[:2] for stage in heard.stages] == expected
-    for stage, _, samples, max_epochs, numbers in heard.stages:
+    assert [stage[:2] for stage in heard.stages] == expected + [("choice", n) for n in names]
+    for stage, _, samples, max_epochs, numbers in heard.stages[: len(expected)]:
         assert samples > 0
         assert max_epochs == SETTINGS[stage]["max_epochs"]
         assert numbers[0] == 0
@@ -214,10 +227,13 @@ def test_the_watch_hears_of_every_fit(tmp_path):
 def test_one_domain_is_fitted_alone_and_says_so(tmp_path):
     heard = Listening()
     alone = fit_run(settings(tmp_path, ("tv",)), tmp_path, tmp_path / "run", threads=1, watch=heard)
-    assert any("tv is the only domain: SMF alone will be fitted" in line for line in heard.lines)
-    assert list(alone.metrics) == ["pop", "smf"]
-    assert alone.differences() == {}
-    assert alone.recommender.about["model"] == {"tv": "smf"}
+    assert any("tv is the only domain: it learns alone" in line for line in heard.lines)
+    (verdict,) = alone.learning.verdicts.values()
+    assert verdict.told is None
+    assert verdict.chosen.kind in ("smf", "ease", "ease+smf")
+    assert list(alone.metrics) == list(dict.fromkeys(["pop", "smf", verdict.chosen.kind]))
+    assert alone.recommender.about["model"] == {"tv": verdict.chosen.kind}
+    assert "the best that it can do alone" in shown(alone)
     assert not (alone.path / "cat").exists()
     in_memory = musketeers.fit(tables(("tv",)), threads=1, data=COLUMNS, **SETTINGS)
     same_metrics(in_memory.metrics, alone.metrics)
@@ -239,18 +255,17 @@ def test_what_was_chosen_is_said_on_screen_and_on_the_page(tmp_path):
     found = fit_run(
         settings(tmp_path, names), tmp_path, tmp_path / "run", threads=1, only="chosen", watch=heard
     )
-    assert [stage[:2] for stage in heard.stages][-2:] == [("chosen", name) for name in names]
-    assert set(found.learning.parts) == set(names)
-    screen = io.StringIO()
-    Console(file=screen, width=100).print(tables_of.of_run(found))
-    page = (found.path / "report.html").read_text()
-    for name, parts in found.learning.parts.items():
-        assert f"{name}: {parts}" in screen.getvalue()
-        assert f"<td>{parts}</td>" in page
+    assert [stage[:2] for stage in heard.stages][-2:] == [("choice", name) for name in names]
+    assert set(found.learning.verdicts) == set(names)
+    screen, page = shown(found), (found.path / "report.html").read_text()
+    for name, verdict in found.learning.verdicts.items():
+        assert f"{name}: {verdict.chosen.name}" in screen
+        for side in (verdict.own, verdict.told):
+            assert f"<td>{side.name}</td><td>{side.valid:.4f}</td>" in page
     # what has no epochs has no curves, and no heading over nothing
     assert "<h3>Chosen head</h3>" not in page
     plain = fit_run(settings(tmp_path, names), tmp_path, tmp_path / "pop", threads=1, only="pop")
-    assert plain.learning.parts == {}
+    assert plain.learning.verdicts == {}
     assert "What was chosen" not in (plain.path / "report.html").read_text()
 
 

@@ -12,6 +12,7 @@ from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.heads.choice import Chosen, choose
 from musketeers.pretrain.mf import Pretrained, pretrain
 from musketeers.seeding import Seed
 from musketeers.training import Job
@@ -90,6 +91,31 @@ def art(
         )
         for name, split in splits.items()
     }  # fmt: skip
+
+
+def choices(
+    splits: Mapping[str, Split],
+    alone: Mapping[str, Pretrained],
+    shared: UserEmbeddings,
+    transferred: Mapping[str, Transferred],
+    config: RunConfig,
+    jobs: Jobs,
+    *,
+    n_threads: int,
+    max_bytes: int,
+) -> dict[str, Chosen]:
+    """Beyond the paper: what each domain is served, its own best model or a better told one."""
+    seed = Seed(config.seed)
+    looked_at = validations(splits, seed, n_threads=n_threads)
+    found: dict[str, Chosen] = {}
+    for name in splits:
+        jobs("choice", name, 0)
+        told = transferred[name].factors if transferred else None
+        found[name] = choose(
+            name, looked_at[name], shared, alone=alone[name].factors, transferred=told,
+            seed=seed.child("choice", name), max_bytes=max_bytes,
+        )  # fmt: skip
+    return found
 
 
 def validations(

@@ -10,6 +10,7 @@ from musketeers.data.domains import Split
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference, compare
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.heads.choice import Verdict
 from musketeers.models.model import Made
 from musketeers.models.tuning import Try, Tuned
 from musketeers.pipeline import Models
@@ -36,12 +37,13 @@ class Learning:
 
     tries: Mapping[str, tuple[Try, ...]] = field(default_factory=dict[str, tuple[Try, ...]])
     """Of a model that was fitted by itself: by domain, or ``all`` where they train together."""
-    parts: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Domain -> of what validation put its model together (`chosen`); empty for others."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict[str, Verdict])
+    """Domain -> what validation said of its models; empty where nothing was to choose."""
 
     @classmethod
-    def of(cls, stages: Models, model: str, tuned: Mapping[str, Tuned]) -> "Learning":
-        """What the stages' results say of it, and `tuned`, of the `model` fitted by itself."""
+    def of(cls, stages: Models, model: str, tuned: Mapping[str, Tuned], serves: Made) -> "Learning":
+        """What the stages' results say of it, what `tuned` says of the `model` fitted by itself,
+        and what is served of how it was chosen."""
         histories: dict[str, dict[str, tuple[History, ...]]] = {}
         if stages.alone:
             histories["pretrain"] = {name: made.history for name, made in stages.alone.items()}
@@ -50,10 +52,8 @@ class Learning:
             art = stages.transferred
             histories["art"] = {name: (made.history,) for name, made in art.items()}
         attention = {name: made.attention for name, made in stages.transferred.items()}
-        parts: dict[str, str] = {}
         for one in tuned.values():
             made: Made = one.made
-            parts |= {name: fit.parts for name, fit in made.items() if fit.parts}
             attention |= {name: fit.attention for name, fit in made.items() if fit.attention}
             each = {name: fit.history for name, fit in made.items() if fit.history}
             if each and model != "smf":  # that is stage 1
@@ -64,7 +64,7 @@ class Learning:
             {name: made.kept for name, made in stages.transferred.items()},
             attention,
             {where: one.tries for where, one in tuned.items()},
-            parts,
+            {name: one.verdict for name, one in serves.items() if one.verdict},
         )
 
 
@@ -90,7 +90,9 @@ class RunResult:
     recommender: Recommender
 
     def differences(self) -> dict[Cell, Difference]:
-        """CAT-ART against each domain alone (SMF); empty if the run does not have both."""
-        if not {"cat_art", "smf"} <= set(self.metrics):
+        """What recommends against each domain alone (SMF); empty if the run has one model alone."""
+        if len(self.metrics) < 2:
             return {}
-        return compare(self.metrics["cat_art"], self.metrics["smf"])
+        serves = self.recommender.about["model"]
+        served = {domain: self.metrics[model][domain] for domain, model in serves.items()}
+        return compare(served, self.metrics["smf"])

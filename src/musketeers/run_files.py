@@ -3,7 +3,8 @@
 data/               which pair is for train, valid and test; the overlap report
 pretrain/DOMAIN/    stage 1: embeddings, Adagrad sums, history
 cat/                stage 2: the network, the global user embeddings, history
-art/DOMAIN/         stage 3: the network, whether it was kept, mean attention, history
+art/DOMAIN/         stage 3: embeddings, the network, whether it was kept, mean attention, history
+choice/             what each domain's own best model reached, what the best told one
 fit/                of a model fitted by itself: tries, histories, mean attention
 model/              the recommender, whole in itself
 metrics.json        means by model and domain
@@ -29,6 +30,7 @@ from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
+from musketeers.heads.choice import Candidate, Verdict
 from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
 from musketeers.ranking import Factors
@@ -47,15 +49,20 @@ def save(path: Path, result: RunResult, models: Models) -> None:
     What an interrupted attempt saved whole is kept: it is the same, bit by bit.
     """
     _save_stages(path, models)
-    if result.learning.tries:
+    learning = result.learning
+    if learning.tries:
         _keep(path / "fit", "fit", {}, _of_one(result))
+    if verdicts := learning.verdicts:
+        about = {name: asdict(verdict) for name, verdict in verdicts.items()}
+        _keep(path / "choice", "choice", {}, about)
     _keep(path / "data", "data", _purposes(result), {"overlap": result.overlap.to_dict()})
     if not (path / "model").exists():
         result.recommender.save(path / "model")
     buffer = BytesIO()
     metrics_frame(result.metrics, result.recommender.users.ids).write_parquet(buffer)
     artifacts.write_bytes(path / "metrics.parquet", buffer.getvalue())
-    text = json.dumps(metrics_json(result.metrics), indent=2)
+    chosen = result.recommender.about["model"] if learning.verdicts and not learning.tries else None
+    text = json.dumps(metrics_json(result.metrics, chosen=chosen), indent=2)
     artifacts.write_text(path / "metrics.json", text + "\n")
 
 
@@ -78,12 +85,17 @@ def open_run(path: Path | str) -> RunResult:
 
 def load_scorers(path: Path, found: RunResult, model: str) -> dict[str, Trained]:
     """One of the run's measured models, by domain."""
-    if set(found.recommender.about["model"].values()) == {model}:
-        return {name: part.scorer for name, part in found.recommender.domains.items()}
+    return {domain: _load_scorer(path, found, model, domain) for domain in found.metrics[model]}
+
+
+def _load_scorer(path: Path, found: RunResult, model: str, domain: str) -> Trained:
+    if found.recommender.about["model"][domain] == model:
+        return found.recommender.domains[domain].scorer
     if model == "pop":
-        return {name: popularity(split.train) for name, split in found.splits.items()}
-    saved = {n: artifacts.load(path / "pretrain" / n, "pretrain") for n in found.splits}
-    return {n: Factors(a.tensors["users"], a.tensors["items"]) for n, a in saved.items()}
+        return popularity(found.splits[domain].train)
+    stage = "pretrain" if model == "smf" else "art"
+    tensors = artifacts.load(path / stage / domain, stage).tensors
+    return Factors(tensors["users"], tensors["items"])
 
 
 def _of_one(result: RunResult) -> dict[str, Any]:
@@ -96,7 +108,6 @@ def _of_one(result: RunResult) -> dict[str, Any]:
             name: _json(fits) for name, fits in learning.histories.get(model, {}).items()
         },
         "attention": {name: dict(weights) for name, weights in learning.attention.items()},
-        "parts": dict(learning.parts),
     }  # fmt: skip
 
 
@@ -122,7 +133,8 @@ def _save_stages(path: Path, models: Models) -> None:
             "attention": dict(transferred.attention),
             "history": _json([transferred.history]),
         }
-        _keep(path / "art" / name, "art", transferred.weights, about)
+        factors = {"users": transferred.factors.users, "items": transferred.factors.items}
+        _keep(path / "art" / name, "art", {**transferred.weights, **factors}, about)
 
 
 def _json(histories: Sequence[History]) -> list[list[dict[str, Any]]]:
@@ -211,10 +223,12 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
     transferred = abouts.get("art", {})
     attention = {name: about["attention"] for name, about in transferred.items()}
     tries: dict[str, tuple[Try, ...]] = {}
-    parts: dict[str, str] = {}
+    verdicts: dict[str, Verdict] = {}
+    if (path / "choice").exists():
+        about = artifacts.load(path / "choice", "choice").about
+        verdicts = {name: _verdict(**parts) for name, parts in about.items()}
     if (path / "fit").exists():
         about = artifacts.load(path / "fit", "fit").about
-        parts = about.get("parts", {})
         attention |= about["attention"]
         tries = {name: tuple(Try(**one) for one in of) for name, of in about["tries"].items()}
         if about["history"]:
@@ -228,5 +242,9 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
         {name: about["kept"] for name, about in transferred.items()},
         attention,
         tries,
-        parts,
+        verdicts,
     )
+
+
+def _verdict(own: dict[str, Any], told: dict[str, Any] | None, p: float) -> Verdict:
+    return Verdict(Candidate(**own), Candidate(**told) if told else None, p)

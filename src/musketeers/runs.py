@@ -29,7 +29,7 @@ from musketeers.models.needs import Size, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads
-from musketeers.pipeline import Models, cat_art, smf, validations
+from musketeers.pipeline import Models, cat_art, choices, exchanged, smf, validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.recommender import DomainModel, Recommender
@@ -42,7 +42,7 @@ from musketeers.seeding import Seed
 from musketeers.training import Epoch
 
 STAGED = ("pop", "smf", "cat_art")
-"""What a fit measures if it is told no model; the last that was trained recommends."""
+"""What a fit measures if it is told no model, beside what it chooses to recommend with."""
 
 
 class Watch(Protocol):
@@ -98,11 +98,12 @@ def fit_run(
 ) -> RunResult:
     """Train, measure and save; the finished run.
 
-    `only` names the one model (of `models.registry.MODELS`) to train and measure, with the best by
-    validation of `n_tries` settings, the defaults first.  With `resume`, an interrupted run of the
-    same settings, data and threads goes on to the same result, and a finished one is given back.
-    Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model that
-    there is not, or that would need more memory than there is.
+    What recommends is chosen for each domain by validation (`heads.choice.choose`).  `only` names
+    one model (of `models.registry.MODELS`) to train, measure and recommend with instead, with the
+    best by validation of `n_tries` settings, the defaults first.  With `resume`, an interrupted run
+    of the same settings, data and threads goes on to the same result, and a finished one is given
+    back.  Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
+    that there is not, or that would need more memory than there is.
     """
     check_place(out, resume=resume)
     if resume and threads is None and (out / "manifest.json").exists():
@@ -190,7 +191,7 @@ def _models_to_measure(only: str | None, n_tries: int, *, n_domains: int) -> tup
     if only is None and n_tries > 1:
         raise ConfigError(f"tries is {n_tries}, but no model to tune is named; name one (--only)")
     if only is None:
-        return STAGED if n_domains > 1 else ("pop", "smf")
+        return (*(STAGED if n_domains > 1 else ("pop", "smf")), "chosen")
     registry.check([only], n_domains=n_domains)
     return (only,)
 
@@ -309,7 +310,9 @@ class _Fits:
 
     stages: Models
     made: Mapping[str, Made]
-    """By model, those to measure; the last one is to recommend."""
+    """By model, those to measure; what was chosen for some domains has these alone."""
+    serves: Mapping[str, str]
+    """Domain -> the model that recommends."""
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned])
     """Of the one model that was asked for: by domain, or ``all`` where they train together."""
 
@@ -319,14 +322,18 @@ def _train(
 ) -> _Fits:
     """The models to measure, and the stages they need."""
     try:
-        if n_tries > 1 or not set(measured) <= set(STAGED):
-            return _one(measured[0], config, data, n_tries, jobs)
+        *staged, last = measured
+        if n_tries > 1 or (not staged and last not in STAGED):
+            return _one(last, config, data, n_tries, jobs)
         stages = Models({})
         if "cat_art" in measured:
             stages = cat_art(data.splits, config, jobs, n_threads=jobs.n_threads)
         elif "smf" in measured:
             stages = Models(smf(data.splits, config, jobs, n_threads=jobs.n_threads))
-        return _Fits(stages, {model: _staged(model, data.splits, stages) for model in measured})
+        made = {m: _staged(m, data.splits, stages) for m in measured if m in STAGED}
+        if last == "chosen":
+            return _choose(stages, made, config, data, jobs)
+        return _Fits(stages, made, dict.fromkeys(data.splits, last))
     finally:
         jobs.close()
 
@@ -339,6 +346,23 @@ def _staged(model: str, splits: Mapping[str, Split], stages: Models) -> Made:
     return {
         name: Fitted(made.factors, transfers=made.kept) for name, made in stages.transferred.items()
     }
+
+
+def _choose(
+    stages: Models, made: dict[str, Made], config: RunConfig, data: _Data, jobs: _Jobs
+) -> _Fits:
+    """To the models that all domains have, what each was given to recommend with."""
+    # what takes the time is one product of matrices after the other, which BLAS shares out best
+    with threadpool_limits(jobs.n_threads, user_api="blas"):
+        found = choices(
+            data.splits, stages.alone, exchanged(data.splits, stages.alone), stages.transferred,
+            config, jobs, n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
+        )  # fmt: skip
+    serves = {name: one.verdict.chosen.kind for name, one in found.items()}
+    for model in dict.fromkeys(serves.values()):
+        its = {name: Fitted.of(found[name]) for name in serves if serves[name] == model}
+        made[model] = {**made.get(model, {}), **its}
+    return _Fits(stages, made, serves)
 
 
 def _one(model: str, config: RunConfig, data: _Data, n_tries: int, jobs: _Jobs) -> _Fits:
@@ -369,7 +393,8 @@ def _one(model: str, config: RunConfig, data: _Data, n_tries: int, jobs: _Jobs) 
         alone |= _starts(_made(tuned("smf")))
     found = tuned(model)
     made = _made(found)
-    return _Fits(Models(alone or _starts(made)), {model: made}, found)
+    serves = dict.fromkeys(made, model)
+    return _Fits(Models(alone or _starts(made)), {model: made}, serves, found)
 
 
 def _made(tuned: Mapping[str, Tuned]) -> Made:
@@ -388,21 +413,21 @@ def _result(
         model: {name: fit.scorer for name, fit in made.items()} for model, made in fits.made.items()
     }
     metrics = _measure(scorers, data.splits, Seed(config.seed), n_threads)
-    best, made = list(fits.made.items())[-1]
+    served = {name: fits.made[model][name] for name, model in fits.serves.items()}
     parts = {
         name: DomainModel.of(
             domain,
-            made[name].scorer,
+            served[name].scorer,
             train=data.splits[name].train,
-            transfers=made[name].transfers,
+            transfers=served[name].transfers,
         )
         for name, domain in data.domains.domains.items()
     }
-    about: dict[str, Any] = {"model": dict.fromkeys(parts, best), "seed": config.seed}
+    about: dict[str, Any] = {"model": dict(fits.serves), "seed": config.seed}
     if fits.tuned:
         about["settings"] = {name: dict(one.best.settings) for name, one in fits.tuned.items()}
     recommender = Recommender.of(data.domains.users, parts, about)
-    learning = Learning.of(fits.stages, best, fits.tuned)
+    learning = Learning.of(fits.stages, next(iter(fits.serves.values())), fits.tuned, served)
     return RunResult(path, config, {}, data.overlap, data.splits, metrics, learning, recommender)
 
 
@@ -417,10 +442,10 @@ def _measure(
     return {
         model: {
             name: measure(
-                by_domain[name], split, seed.child("sampled", name),
+                scorer, splits[name], seed.child("sampled", name),
                 sampled=sampled, n_threads=n_threads,
             )
-            for name, split in splits.items()
+            for name, scorer in by_domain.items()
         }
         for model, by_domain in scorers.items()
     }  # fmt: skip

@@ -193,7 +193,7 @@ def _described(made: Made) -> dict[str, Any]:
             name: [[(epoch.number, epoch.valid) for epoch in fit.epochs] for fit in one.history]
             for name, one in made.items()
         },
-        "parts": {name: one.parts for name, one in made.items() if one.parts},
+        "parts": {name: one.verdict.chosen.name for name, one in made.items() if one.verdict},
         "attention": {name: dict(one.attention) for name, one in made.items()},
         "hidden": {name: list(one.without) for name, one in made.items()},
     }

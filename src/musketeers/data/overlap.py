@@ -98,7 +98,7 @@ def _warnings(reading: Reading, common: np.ndarray) -> Iterator[str]:
     names = list(domains)
     if len(names) == 1:
         yield (
-            f"{names[0]} is the only domain: SMF alone will be fitted; "
+            f"{names[0]} is the only domain: it learns alone; "
             "add a domain with the same users for transfer"
         )
     yield from _mixed_types(reading)

@@ -94,14 +94,21 @@ def validation_ndcg(
 
 
 def metrics_json(
-    results: Mapping[str, Mapping[str, PerUser]], *, split: str = "test"
+    results: Mapping[str, Mapping[str, PerUser]],
+    *,
+    split: str = "test",
+    chosen: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
-    """The content of `metrics.json` for results by model and domain; an undefined mean is None."""
+    """The content of `metrics.json` for results by model and domain; an undefined mean is None.
+
+    `chosen` says which model each domain is served by, where there was a choice.
+    """
     models = {
         model: {domain: _json_means(result) for domain, result in domains.items()}
         for model, domains in results.items()
     }
-    return {"format": 1, "split": split, "models": models}
+    choice = {"chosen": dict(chosen)} if chosen else {}
+    return {"format": 1, "split": split, "models": models, **choice}
 
 
 def metrics_frame(

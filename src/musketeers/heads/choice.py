@@ -1,6 +1,7 @@
 """Which model a domain gets: its own best, or one told of the others if that is surely better."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,10 @@ from musketeers.seeding import Seed
 LEVEL = 0.2
 """The risk of taking a told model where none is better than the domain's own best."""
 
+MOST_WORK = 6_000_000_000_000
+"""Cubes of the number of items that all inverses of a domain may take together: some minutes on
+one processor.  Counted, not timed, so that the choice is the same on every machine."""
+
 _START, _STEP, _LEAST, _MOST = 100.0, 3.0, 1.0, 10_000.0
 """Regularisation of the linear models: where the search starts, the factor between neighbours, and
 the bounds beyond which it does not go."""
@@ -30,19 +35,54 @@ _MODELS = 5
 """Linear ones at the same time: of either kind the best and the best unblended, and the next."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """The model of one domain, and what else there was to choose from."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the models that a domain could get."""
 
+    kind: str
+    """Its own ``smf``, ``ease``, ``ease+smf``; told ``cat_art``, ``linear``, ``linear+cat_art``."""
     name: str
-    """Such as ``linear(100, 2) + 0.4 cat_art``: regularisation, source weight, share."""
-    scorer: Linear | Factors
-    transfers: bool
-    """Whether it is told of other domains."""
+    """With its settings: ``linear(100, 2) + 0.4 cat_art`` has regularisation 100, source weight 2,
+    and .4 of the second model (`equal_weight`)."""
+    valid: float
+    """Validation NDCG@10."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What validation said of a domain's models."""
+
+    own: Candidate
+    """The best that is told nothing."""
+    told: Candidate | None
+    """The best that is told of other domains; None without any."""
     p: float
     """How likely the best told model looks so good by chance (`p_of_best`)."""
+
+    @property
+    def chosen(self) -> Candidate:
+        """The told one where it is surely better, else the domain's own."""
+        return self.told if self.told and self.transfers else self.own
+
+    @property
+    def transfers(self) -> bool:
+        """Whether the domain is told of others."""
+        return self.p < LEVEL
+
+    @property
+    def gain(self) -> float:
+        """Of the best told model over the best own one, relative; NaN without either."""
+        return self.told.valid / self.own.valid - 1 if self.told and self.own.valid else math.nan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The model of one domain, and what else there was to choose from."""
+
+    scorer: Linear | Factors
+    verdict: Verdict
     tried: Mapping[str, float]
-    """Validation NDCG@10 of every candidate."""
+    """Name -> validation NDCG@10 of every candidate."""
 
 
 def choose(
@@ -51,10 +91,10 @@ def choose(
     shared: UserEmbeddings,
     *,
     alone: Factors,
-    transferred: Factors,
+    transferred: Factors | None,
     seed: Seed,
     max_bytes: int,
-) -> Choice:
+) -> Chosen:
     """The best model of a domain by validation; its own, unless a told one is surely better.
 
     Its own are SMF (`alone`), EASE, and the two blended; told are CAT-ART (`transferred`), the
@@ -62,29 +102,36 @@ def choose(
     linear models are tried at a regularisation of 100 and at neighbours threefold apart, until the
     best of either kind has worse ones on both sides.  The best told model is taken where its gain
     over the best own one is more than the best of as many candidates gains by chance, at a risk of
-    `LEVEL`.
+    `LEVEL`.  A domain without others (`transferred` is None) gets the best of its own.
 
-    Where linear models need more than `max_bytes`, SMF and CAT-ART are all there is.
+    Where linear models need more than `max_bytes`, or one inverse takes more than `MOST_WORK`, SMF
+    and CAT-ART are all there is; the search ends before its inverses together take more.
     """
-    own = _Field(validation, "smf", alone)
-    told = _Field(validation, "cat_art", transferred)
+    own = _Field(validation, "smf", alone, "ease", (0.0,))
+    told = (
+        _Field(validation, "cat_art", transferred, "linear", _SOURCE_WEIGHTS)
+        if transferred
+        else None
+    )
+    fields = [field for field in (own, told) if field]
     train = validation.split.train
     width = (len(shared.domains) - 1) * alone.items.shape[1]
-    if bytes_needed(train.n_items, width, n_models=_MODELS) <= max_bytes:
+    needed = bytes_needed(train.n_users, train.n_items, width, n_models=_MODELS)
+    most = MOST_WORK // train.n_items**3
+    if needed <= max_bytes and most:
 
         def at(regularization: float) -> Callable[[float], Linear]:
             return linear_by_weight(
                 target, train, shared, regularization=regularization, max_bytes=max_bytes
             )
 
-        _search(at, own, told)
-        own.enter_blends()
-        told.enter_blends()
-    gains = np.stack(list(told.values.values())) - own.values[own.best[0]]
-    p = p_of_best(gains, seed)
-    name, scorer = (told if p < LEVEL else own).best
-    tried = {name: float(values.mean()) for name, values in (own.values | told.values).items()}
-    return Choice(name, scorer, p < LEVEL, p, tried)
+        _search(at, fields, most)
+        for field in fields:
+            field.enter_blends()
+    p = p_of_best(told.gains_over(own), seed) if told else 1.0
+    verdict = Verdict(own.best, told.best if told else None, p)
+    tried = {name: value for field in fields for name, value in field.means().items()}
+    return Chosen((told if told and verdict.transfers else own).scorer, verdict, tried)
 
 
 def p_of_best(gains: Float64[np.ndarray, "candidate user"], seed: Seed) -> float:
@@ -109,52 +156,79 @@ def p_of_best(gains: Float64[np.ndarray, "candidate user"], seed: Seed) -> float
 
 
 class _Field:
-    """Candidates of one kind: what each gave each user; of models, only those that still count."""
+    """Candidates of one sort: what each gave each user; of models, only those that still count."""
 
-    def __init__(self, validation: Validation, name: str, vectors: Factors) -> None:
-        self._validation = validation
-        self._vectors = name, vectors
-        self._linear: tuple[str, Linear] | None = None
-        self.values = {name: validation.by_user(vectors)}
-        self.best: tuple[str, Linear | Factors] = self._vectors
+    def __init__(
+        self,
+        validation: Validation,
+        name: str,
+        vectors: Factors,
+        linear: str,
+        weights: tuple[float, ...],
+    ) -> None:
+        self._validation, self._vectors, self._linear = validation, (name, vectors), linear
+        self._weights = weights
+        self._values = {name: validation.by_user(vectors)}
+        self.best = Candidate(name, name, float(self._values[name].mean()))
+        self.scorer: Linear | Factors = vectors
+        self._best_linear: tuple[Candidate, Linear] | None = None
 
-    def enter(self, name: str, model: Linear) -> float:
-        """Its mean; among equal candidates the first stays the best."""
-        self.values[name] = self._validation.by_user(model)
-        self.best = max(self.best, (name, model), key=self._mean)
-        self._linear = max(self._linear or (name, model), (name, model), key=self._mean)
-        return self._mean((name, model))
+    def enter_linear(self, strength: float, by_weight: Callable[[float], Linear]) -> float:
+        """The linear models at one regularisation; the mean of the best."""
+        return max(
+            self._enter(self._linear, _name(self._linear, strength, weight), by_weight(weight))
+            for weight in self._weights
+        )
 
     def enter_blends(self) -> None:
         """The best linear model with more and more of the model of vectors."""
-        if self._linear is None:
+        if self._best_linear is None:
             return
-        (start, first), (name, second) = self._linear, self._vectors
+        (start, first), (name, second) = self._best_linear, self._vectors
         equal = equal_weight(first, second, self._validation.users[:_SPREAD_USERS])
         for share in _SHARES:
-            self.enter(f"{start} + {share:g} {name}", blend(first, second, share * equal))
+            made = blend(first, second, share * equal)
+            self._enter(f"{self._linear}+{name}", f"{start.name} + {share:g} {name}", made)
 
-    def _mean(self, candidate: tuple[str, Linear | Factors]) -> float:
-        return float(self.values[candidate[0]].mean())
+    def means(self) -> dict[str, float]:
+        """By name."""
+        return {name: float(values.mean()) for name, values in self._values.items()}
+
+    def gains_over(self, other: "_Field") -> Float64[np.ndarray, "candidate user"]:
+        """Of each candidate over the best of the other field."""
+        return np.stack(list(self._values.values())) - other._values[other.best.name]
+
+    def _enter(self, kind: str, name: str, model: Linear) -> float:
+        """Its mean; among equal candidates the first stays the best."""
+        self._values[name] = self._validation.by_user(model)
+        entered = Candidate(kind, name, float(self._values[name].mean()))
+        if entered.valid > self.best.valid:
+            self.best, self.scorer = entered, model
+        if kind == self._linear and (
+            self._best_linear is None or entered.valid > self._best_linear[0].valid
+        ):
+            self._best_linear = entered, model
+        return entered.valid
 
 
-def _search(at: Callable[[float], Callable[[float], Linear]], own: _Field, told: _Field) -> None:
-    """Enter EASE and the linear head at one regularisation after the other."""
-    peaks: dict[float, tuple[float, float]] = {}
+def _name(kind: str, strength: float, weight: float) -> str:
+    told = f", {weight:g}" if weight else ""
+    return f"{kind}({strength:.3g}{told})"
+
+
+def _search(
+    at: Callable[[float], Callable[[float], Linear]], fields: Sequence[_Field], most: int
+) -> None:
+    """Enter linear models at one regularisation after the other, at most so many."""
+    peaks: dict[float, list[float]] = {}
     waiting = [_START]
-    while waiting:
+    while waiting and len(peaks) < most:
         strength = waiting.pop()
         by_weight = at(strength)
-        peaks[strength] = (
-            own.enter(f"ease({strength:.3g})", by_weight(0.0)),
-            max(
-                told.enter(f"linear({strength:.3g}, {weight:g})", by_weight(weight))
-                for weight in _SOURCE_WEIGHTS
-            ),
-        )
+        peaks[strength] = [field.enter_linear(strength, by_weight) for field in fields]
         if not waiting:
             weakest, strongest = min(peaks), max(peaks)
-            bests = {max(peaks, key=lambda one: peaks[one][kind]) for kind in (0, 1)}
+            bests = {max(peaks, key=lambda one: peaks[one][kind]) for kind in range(len(fields))}
             # the first has one neighbour here, the stronger: the weaker comes if that is no better
             beyond = {weakest: weakest / _STEP, strongest: strongest * _STEP}
             waiting = [beyond[edge] for edge in beyond if edge in bests]

@@ -56,7 +56,7 @@ def linear(
 
     Of the other domains it sees what leaves them, user embeddings, and nothing else.
 
-    Memory: 8 bytes for each pair of items, 4 for each weight, and little else.  Raises `DataError`
+    Memory: `bytes_needed`.  Raises `DataError`
     for a target that is none of the domains, `ConfigError` where memory exceeds `max_bytes`.
     """
     by_weight = linear_by_weight(
@@ -84,7 +84,7 @@ def linear_by_weight(
     own = history(train)
     told = shared.without(target).values.reshape(train.n_users, -1)
     n_items, width = train.n_items, told.shape[1]
-    needed = bytes_needed(n_items, width)
+    needed = bytes_needed(train.n_users, n_items, width)
     if needed > max_bytes:
         raise ConfigError(
             f"the linear head of {n_items:,} items and {width:,} columns of embeddings needs "
@@ -106,9 +106,15 @@ def linear_by_weight(
     return at
 
 
-def bytes_needed(n_items: int, width: int, *, n_models: int = 1) -> int:
-    """What models of so many items and columns of embeddings take: one inverse, and weights."""
-    return 8 * n_items**2 + 4 * n_models * (n_items + width) * n_items
+def bytes_needed(n_users: int, n_items: int, width: int, *, n_models: int = 1) -> int:
+    """What models of so many items and columns of embeddings take: one inverse, inputs, weights.
+
+    Inputs are sparse rows, though full ones where other domains are told of; two more are made on
+    the way.
+    """
+    inputs = 12 * n_users * width * (n_models + 2)
+    weights = 4 * n_models * (n_items + width) * n_items
+    return 8 * n_items**2 + 16 * width * n_items + inputs + weights
 
 
 def _weights(

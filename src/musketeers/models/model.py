@@ -8,6 +8,7 @@ from musketeers.baselines.ease import MAX_BYTES
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
+from musketeers.heads.choice import Chosen, Verdict
 from musketeers.models.needs import FACTORS, Needs
 from musketeers.models.space import Choice, Range, Space
 from musketeers.pipeline import Jobs
@@ -35,8 +36,8 @@ class Fitted:
     """One for each setting tried; of domains that learn together the same, by their mean."""
     start: Pretrained | None = None
     """What other models start from."""
-    parts: str = ""
-    """Of a model that validation put together: which it took, see `heads.choice.Choice`."""
+    verdict: Verdict | None = None
+    """Of a model that was chosen: by what."""
     transfers: bool = False
     """Whether a user whom the domain does not know is scored by what others know."""
     attention: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -45,6 +46,11 @@ class Fitted:
         default_factory=dict[str, Callable[[], Scorer]]
     )
     """Source -> the same trained model with that source hidden from it."""
+
+    @classmethod
+    def of(cls, made: Chosen) -> "Fitted":
+        """What was chosen, as any other model."""
+        return cls(made.scorer, verdict=made.verdict, transfers=made.verdict.transfers)
 
 
 Made = Mapping[str, Fitted]

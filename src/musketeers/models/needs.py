@@ -86,11 +86,11 @@ def widened_squares(n_models: int) -> Needs:
 
     def needs(size: Size) -> int:
         largest, width = max(size.n_items), size.dim * size.n_domains
-        heads = bytes_needed(largest, width, n_models=n_models)
-        done = sum(4 * n_items * (n_items + width) for n_items in size.n_items)
-        # inputs are sparse rows, though full ones where other domains are told of
-        rows = 12 * width * size.n_users * (n_models + 2 + len(size.n_items))
-        return FACTORS(size) + heads + done + rows + 16 * width * largest
+        heads = bytes_needed(size.n_users, largest, width, n_models=n_models)
+        done = sum(
+            4 * n_items * (n_items + width) + 12 * width * size.n_users for n_items in size.n_items
+        )
+        return FACTORS(size) + heads + done
 
     return needs
 

@@ -29,7 +29,6 @@ from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig, changed
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
-from musketeers.heads.choice import choose
 from musketeers.heads.linear import LinearSettings, linear
 from musketeers.models.model import Fitted, Made, Model, Sees, Settings, Task
 from musketeers.models.needs import (
@@ -44,7 +43,7 @@ from musketeers.models.needs import (
     widened_squares,
 )
 from musketeers.models.space import Choice, Range, Space
-from musketeers.pipeline import art, exchanged, smf
+from musketeers.pipeline import art, choices, exchanged, smf
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
@@ -309,16 +308,11 @@ def _linear(task: Task, settings: Settings) -> Made:
 
 def _chosen(task: Task, _: Settings) -> Made:
     shared, _aligned, transferred = _stages(task, task.config)
-    found: dict[str, Fitted] = {}
-    for name in task.targets:
-        task.jobs("chosen", name, 0)
-        choice = choose(
-            name, task.validations[name], shared, alone=task.alone[name].factors,
-            transferred=transferred[name].factors, seed=task.seed.child("choice", name),
-            max_bytes=task.max_bytes,
-        )  # fmt: skip
-        found[name] = Fitted(choice.scorer, parts=choice.name, transfers=choice.transfers)
-    return found
+    found = choices(
+        task.splits, task.alone, shared, transferred, task.config, task.jobs,
+        n_threads=task.n_threads, max_bytes=task.max_bytes,
+    )  # fmt: skip
+    return {name: Fitted.of(made) for name, made in found.items()}
 
 
 # 4. What is tuned

@@ -8,6 +8,7 @@ from typing import Any
 from musketeers.config import dump
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.heads.choice import LEVEL, Verdict
 from musketeers.models.tuning import Try
 from musketeers.report.parts import (
     attention,
@@ -49,7 +50,7 @@ def render(result: RunResult) -> str:
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Attention", attention(result.learning.attention)),
-        section("What was chosen", _parts(result.learning.parts)),
+        section("What was chosen", _choice(result.learning.verdicts)),
         section("What was tuned", _tuning(result.learning.tries)),
         section("Cost", _cost(result.manifest)),
         section("Settings", _settings(result)),
@@ -138,13 +139,32 @@ def _curve(stage: str, domain: str, fits: Sequence[History], *, kept: bool) -> s
     return curve(curves, sign=sign, name=name, what=what, stage=stage, end=end)
 
 
-def _parts(parts: Mapping[str, str]) -> str:
-    rows = [row(name, [escape(model)]) for name, model in parts.items()]
+def _choice(verdicts: Mapping[str, Verdict]) -> str:
+    if not verdicts:
+        return ""
+    rows = [row(name, _sides(found)) for name, found in verdicts.items()]
     caption = (
-        "In brackets: regularisation, and weight of the other domains' embeddings; before a name: "
-        "the share of a second model's scores"
+        "NDCG@10 on validation of the best model that is told nothing and of the best that is told "
+        "of other domains; the latter is chosen where so large a gain of the best of all tried is "
+        f"unlikely by chance (p below {LEVEL:g})"
     )
-    return table(caption, ["domain", "model"], rows, kind="told") if rows else ""
+    note = (
+        '<p class="soft">In brackets: regularisation, and weight of the embeddings of others; '
+        "before a name: the share of a second model. Gains are measured on the users who chose, "
+        "and will be smaller for others.</p>"
+    )
+    columns = ["domain", "chosen", "its own best", "", "told of others", "", "gain", "p"]
+    return table(caption, columns, rows) + note
+
+
+def _sides(found: Verdict) -> list[str]:
+    own, told = found.own, found.told
+    sides = [escape(model_name(found.chosen.kind)), escape(own.name), number(own.valid)]
+    if told is None:
+        return [*sides, "", "", "", ""]
+    return [
+        *sides, escape(told.name), number(told.valid), percent(found.gain), f"{found.p:.2f}",
+    ]  # fmt: skip
 
 
 def _tuning(tries: Mapping[str, Sequence[Try]]) -> str:

@@ -25,6 +25,7 @@ from musketeers.report.words import (
     number,
     percent,
     printable,
+    verdict,
     warning,
 )
 from musketeers.results import RunResult
@@ -51,7 +52,7 @@ def show(*parts: RenderableType) -> None:
 def comparison(
     metrics: Mapping[str, Mapping[str, PerUser]], differences: Mapping[Cell, Difference]
 ) -> RenderableType:
-    """Every model in every domain; below them CAT-ART's relative difference to SMF.
+    """Every model in every domain; below them how what recommends differs from SMF, relative.
 
     Users are those with a test item.  Sampled metrics have a table of their own.  Without
     differences (one model alone) no headline.
@@ -89,9 +90,9 @@ def _metrics(
 
 
 def of_run(result: RunResult) -> RenderableType:
-    """The comparison that a run makes, and of what the model was put together."""
-    parts = result.learning.parts.items()
-    lines = [Text(f"{name}: {model}", style="dim") for name, model in parts]
+    """The comparison that a run makes, and why each domain was given its model."""
+    verdicts = result.learning.verdicts.items()
+    lines = [Text(f"{name}: {verdict(found)}", style="dim") for name, found in verdicts]
     return Group(comparison(result.metrics, result.differences()), *lines)
 
 

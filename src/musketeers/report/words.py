@@ -6,6 +6,7 @@ from typing import Any
 
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.sampled import PREFIX
+from musketeers.heads.choice import Verdict
 from musketeers.models.tuning import Try
 
 HEADLINE_METRIC = "ndcg@10"
@@ -56,8 +57,12 @@ _SAMPLED = (
 
 
 def model_name(model: str) -> str:
-    """The name that the literature uses; an unknown model keeps its own."""
-    return _MODELS.get(model, model)
+    """The name that the literature uses, of a blend both; an unknown model keeps its own.
+
+    >>> model_name("linear+cat_art")
+    'Linear head + CAT-ART'
+    """
+    return " + ".join(_MODELS.get(part, part) for part in model.split("+"))
 
 
 def metric_name(metric: str) -> str:
@@ -144,17 +149,52 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
+def verdict(found: Verdict) -> str:
+    """What a domain was given, and why, in one sentence.
+
+    >>> from musketeers.heads.choice import Candidate
+    >>> smf, told = Candidate("smf", "smf", 0.2), Candidate("linear", "linear(100, 2)", 0.22)
+    >>> verdict(Verdict(smf, told, 0.01))
+    'linear(100, 2), on validation +10.0% over smf, its own best (p = .01)'
+    >>> verdict(Verdict(smf, told, 0.4))
+    'smf, its own best; told of others linear(100, 2) is not surely better (+10.0%, p = .40)'
+    >>> verdict(Verdict(smf, None, 1.0))
+    'smf, the best that it can do alone'
+    """
+    own, told = found.own, found.told
+    if told is None:
+        return f"{own.name}, the best that it can do alone"
+    p = chance(found.p)
+    if found.transfers:
+        return (
+            f"{told.name}, on validation {percent(found.gain)} over {own.name}, its own best ({p})"
+        )
+    return (
+        f"{own.name}, its own best; told of others {told.name} is not surely better "
+        f"({percent(found.gain)}, {p})"
+    )
+
+
+def chance(p: float) -> str:
+    """A p-value to two digits.
+
+    >>> chance(0.0004), chance(0.25), chance(1.0)
+    ('p < .01', 'p = .25', 'p = 1.00')
+    """
+    return "p < .01" if p < 0.005 else f"p = {p:.2f}".replace("0.", ".", 1)
+
+
 def headline(differences: Mapping[Cell, Difference]) -> str:
-    """The result in one sentence: where CAT-ART is better or worse than each domain alone."""
+    """The result in one sentence: where what recommends is better or worse than SMF."""
     found = {d: x for (d, metric), x in differences.items() if metric == HEADLINE_METRIC}
     if not found:
-        return "CAT-ART and SMF were not both fitted in this run, so nothing is compared."
+        return "One model was fitted in this run, so nothing is compared."
     better = _named(name for name, x in found.items() if x.mark == "▲")
     worse = _named(name for name, x in found.items() if x.mark == "▼")
     known = [x.relative for x in found.values() if not math.isnan(x.relative)]
     mean = percent(sum(known) / len(known)) if known else "n/a"
     return (
-        f"By NDCG@10, CAT-ART against each domain alone (SMF): significantly better in "
+        f"By NDCG@10, what was chosen against each domain alone (SMF): significantly better in "
         f"{better}, significantly worse in {worse}, of {len(found)}; mean relative "
         f"difference {mean}."
     )
