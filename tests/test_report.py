@@ -20,6 +20,7 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError
 from musketeers.evaluation.compare import compare
 from musketeers.evaluation.evaluate import PerUser
+from musketeers.recommender import Recommender
 from musketeers.report import answers, environment, html, svg, tables, words
 from musketeers.results import Learning, RunResult
 from musketeers.training import Epoch, History
@@ -74,7 +75,8 @@ def result(found, names, *, warnings=(), learning=None):
     }  # fmt: skip
     return RunResult(
         Path("runs/a<b"), settings, manifest, overlap(names, warnings), {}, found, learning,
-        None,  # the page does not show the model itself
+        # of the model itself the page shows what it is
+        Recommender(None, {}, {"model": dict.fromkeys(found["smf"], "cat_art")}),
     )  # fmt: skip
 
 

@@ -125,7 +125,7 @@ class Interrupting:
 
 def test_the_digests_cover_every_stage(expected):
     assert {Path(name).parts[0] for name in expected} == {
-        "art", "cat", "data", "metrics.json", "metrics.parquet", "model", "pretrain",
+        "art", "cat", "choice", "data", "metrics.json", "metrics.parquet", "model", "pretrain",
     }  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_other_settings_data_or_threads_are_refused(base, tmp_path):
 
     refused(r"other inputs \(seed: 5 -> 6\)", config=config.model_copy(update={"seed": 6}))
     refused(r"other inputs \(threads: 1 -> 2\)", threads=2)
-    refused(r"other inputs \(data\.models: pop,smf,cat_art -> smf\)", only="smf")
+    refused(r"other inputs \(data\.models: pop,smf,cat_art,chosen -> smf\)", only="smf")
     other = tmp_path / "other"
     other.mkdir()
     data = planted(("tv", "film"), Seed(1), n_users=100, n_items=40, known=0.8)

@@ -79,7 +79,10 @@ def fit(
         ),
     ] = 1,
 ) -> None:
-    """Train and measure on your data; compare each domain alone with what transfer gives.
+    """Train and measure on your data; give each domain its best list, by validation.
+
+    Trains every domain alone, then told of the others, and chooses in each domain what
+    recommends: its own best model, unless one that is told of others is surely better.
 
     Reads the settings and the data files they name (Parquet or CSV, relative to the settings).
     Writes the folder RUN: models, metrics, and report.html. A finished run is never overwritten.
