@@ -95,7 +95,7 @@ def world():
 def film(validation, shared, factors, *, seed=0, max_bytes=2**30):
     return choose(
         "film", validation, shared, alone=factors, transferred=factors, seed=Seed(seed),
-        max_bytes=max_bytes,
+        job=Unwatched(), max_bytes=max_bytes,
     )  # fmt: skip
 
 
@@ -176,7 +176,14 @@ def test_a_domain_without_others_gets_the_best_of_its_own(world):
     known = validation.split.train.known_users()
     alone = UserEmbeddings.collect({"film": factors.users}, {"film": known})
     made = choose(
-        "film", validation, alone, alone=factors, transferred=None, seed=Seed(0), max_bytes=2**30
+        "film",
+        validation,
+        alone,
+        alone=factors,
+        transferred=None,
+        seed=Seed(0),
+        job=Unwatched(),
+        max_bytes=2**30,
     )
     assert {name.split("(")[0] for name in made.tried} == {"smf", "ease"}
     assert made.verdict.told is None

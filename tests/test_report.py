@@ -412,3 +412,13 @@ def test_a_terminal_shows_epochs_rate_and_time_left_on_one_line(tmp_path):
     with watching as watcher, watcher.stage("art", "tv", samples=1, max_epochs=2) as on_epoch:
         on_epoch(Epoch(0, None, 0.5, 0.0, 0.1))
     assert "NDCG@10 0.5000  0 epochs, 0 samples/s" in out.getvalue()
+
+
+def test_what_is_solved_without_epochs_says_how_often_and_the_best_so_far():
+    tally = progress.Tally("choice", "tv", samples=3_000, max_epochs=0)
+    assert tally.running().endswith("solving")
+    for number, valid in ((1, 0.2), (2, 0.25), (3, 0.25)):
+        tally.add(Epoch(number, None, valid, 1.0, 0.5))
+    assert tally.running() == "choice   tv           NDCG@10 0.2500  3 solved"
+    assert tally.left() == ""
+    assert tally.summary() == "choice   tv           NDCG@10 0.2500  3 solved, 0.0 s"

@@ -222,6 +222,9 @@ def test_the_watch_hears_of_every_fit(tmp_path):
         assert max_epochs == SETTINGS[stage]["max_epochs"]
         assert numbers[0] == 0
         assert max(numbers) <= max_epochs
+    for _, _, _, max_epochs, numbers in heard.stages[len(expected) :]:
+        assert max_epochs == 0
+        assert numbers == list(range(1, len(numbers) + 1)) != []
 
 
 def test_one_domain_is_fitted_alone_and_says_so(tmp_path):

@@ -109,11 +109,11 @@ def choices(
     looked_at = validations(splits, seed, n_threads=n_threads)
     found: dict[str, Chosen] = {}
     for name in splits:
-        jobs("choice", name, 0)
+        job = jobs("choice", name, 0)
         told = transferred[name].factors if transferred else None
         found[name] = choose(
             name, looked_at[name], shared, alone=alone[name].factors, transferred=told,
-            seed=seed.child("choice", name), max_bytes=max_bytes,
+            seed=seed.child("choice", name), job=job, max_bytes=max_bytes,
         )  # fmt: skip
     return found
 

@@ -118,12 +118,14 @@ class Tally:
         """The live line, short enough for 80 columns with the two times behind it."""
         if not self.epochs:
             return f"{self._name()}  {'starting' if self.max_epochs else 'solving'}"
+        if not self.max_epochs:
+            return f"{self._name()}  {self._best()}  {self.epochs[-1].number} solved"
         epoch = f"epoch {self.epochs[-1].number}/≤{self.max_epochs}"
         return f"{self._name()}  {epoch}  {self._best()}  {self._rate()}/s"
 
     def left(self) -> str:
         """The time that all epochs still allowed at this strength would take."""
-        if not (trained := self._trained()):
+        if not self.max_epochs or not (trained := self._trained()):
             return ""
         mean = sum(e.seconds + e.valid_seconds for e in trained) / sum(e.passes for e in trained)
         rest = timedelta(seconds=round(mean * (self.max_epochs - self.epochs[-1].number)))
@@ -133,7 +135,8 @@ class Tally:
         """What remains of a finished stage."""
         spent = duration(time.perf_counter() - self.start)
         if not self.max_epochs:
-            return f"{self._name()}  solved, {spent}"
+            found = f"{self._best()}  {self.epochs[-1].number} " if self.epochs else ""
+            return f"{self._name()}  {found}solved, {spent}"
         if not self.epochs:
             return f"{self._name()}  was complete"
         n = sum(epoch.passes for epoch in self._trained())

@@ -1,6 +1,7 @@
 """Which model a domain gets: its own best, or one told of the others if that is surely better."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from musketeers.heads.blend import blend, equal_weight
 from musketeers.heads.linear import bytes_needed, linear_by_weight
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
+from musketeers.training import Epoch, Job
 
 LEVEL = 0.2
 """The risk of taking a told model where none is better than the domain's own best."""
@@ -93,6 +95,7 @@ def choose(
     alone: Factors,
     transferred: Factors | None,
     seed: Seed,
+    job: Job,
     max_bytes: int,
 ) -> Chosen:
     """The best model of a domain by validation; its own, unless a told one is surely better.
@@ -125,7 +128,7 @@ def choose(
                 target, train, shared, regularization=regularization, max_bytes=max_bytes
             )
 
-        _search(at, fields, most)
+        _search(at, fields, most, job)
         for field in fields:
             field.enter_blends()
     p = p_of_best(told.gains_over(own), seed) if told else 1.0
@@ -217,15 +220,21 @@ def _name(kind: str, strength: float, weight: float) -> str:
 
 
 def _search(
-    at: Callable[[float], Callable[[float], Linear]], fields: Sequence[_Field], most: int
+    at: Callable[[float], Callable[[float], Linear]], fields: Sequence[_Field], most: int, job: Job
 ) -> None:
-    """Enter linear models at one regularisation after the other, at most so many."""
+    """Enter linear models at one regularisation after the other, at most so many.
+
+    Whoever watches hears of each as of an epoch.
+    """
     peaks: dict[float, list[float]] = {}
     waiting = [_START]
     while waiting and len(peaks) < most:
-        strength = waiting.pop()
+        strength, start = waiting.pop(), time.perf_counter()
         by_weight = at(strength)
+        solved = time.perf_counter()
         peaks[strength] = [field.enter_linear(strength, by_weight) for field in fields]
+        best = max(field.best.valid for field in fields)
+        job.on_epoch(Epoch(len(peaks), None, best, solved - start, time.perf_counter() - solved))
         if not waiting:
             weakest, strongest = min(peaks), max(peaks)
             bests = {max(peaks, key=lambda one: peaks[one][kind]) for kind in range(len(fields))}

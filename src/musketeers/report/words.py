@@ -59,10 +59,11 @@ _SAMPLED = (
 def model_name(model: str) -> str:
     """The name that the literature uses, of a blend both; an unknown model keeps its own.
 
-    >>> model_name("linear+cat_art")
-    'Linear head + CAT-ART'
+    >>> model_name("linear+cat_art"), model_name("linear")
+    ('Linear + CAT-ART', 'Linear head')
     """
-    return " + ".join(_MODELS.get(part, part) for part in model.split("+"))
+    parts = [_MODELS.get(part, part) for part in model.split("+")]
+    return parts[0] if len(parts) == 1 else " + ".join(p.removesuffix(" head") for p in parts)
 
 
 def metric_name(metric: str) -> str:
