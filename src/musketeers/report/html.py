@@ -22,6 +22,7 @@ from musketeers.report.parts import (
 )
 from musketeers.report.words import (
     LEGEND,
+    chance,
     duration,
     headline,
     metric_name,
@@ -47,10 +48,10 @@ def render(result: RunResult) -> str:
     name = folder.resolve().name if folder else "in memory"
     parts = (
         section("Comparison", _comparison(result.metrics, differences)),
+        section("What was chosen", _choice(result.learning.verdicts)),
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Attention", attention(result.learning.attention)),
-        section("What was chosen", _choice(result.learning.verdicts)),
         section("What was tuned", _tuning(result.learning.tries)),
         section("Cost", _cost(result.manifest)),
         section("Settings", _settings(result)),
@@ -146,7 +147,7 @@ def _choice(verdicts: Mapping[str, Verdict]) -> str:
     caption = (
         "NDCG@10 on validation of the best model that is told nothing and of the best that is told "
         "of other domains; the latter is chosen where so large a gain of the best of all tried is "
-        f"unlikely by chance (p below {LEVEL:g})"
+        f"unlikely by chance (p < {LEVEL:g})"
     )
     note = (
         '<p class="soft">In brackets: regularisation, and weight of the embeddings of others; '
@@ -163,7 +164,7 @@ def _sides(found: Verdict) -> list[str]:
     if told is None:
         return [*sides, "", "", "", ""]
     return [
-        *sides, escape(told.name), number(told.valid), percent(found.gain), f"{found.p:.2f}",
+        *sides, escape(told.name), number(told.valid), percent(found.gain), escape(chance(found.p)),
     ]  # fmt: skip
 
 

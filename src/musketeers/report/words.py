@@ -165,7 +165,7 @@ def verdict(found: Verdict) -> str:
     own, told = found.own, found.told
     if told is None:
         return f"{own.name}, the best that it can do alone"
-    p = chance(found.p)
+    p = f"p {chance(found.p)}"
     if found.transfers:
         return (
             f"{told.name}, on validation {percent(found.gain)} over {own.name}, its own best ({p})"
@@ -177,12 +177,12 @@ def verdict(found: Verdict) -> str:
 
 
 def chance(p: float) -> str:
-    """A p-value to two digits.
+    """A p-value to two digits, as it stands behind its letter.
 
     >>> chance(0.0004), chance(0.25), chance(1.0)
-    ('p < .01', 'p = .25', 'p = 1.00')
+    ('< .01', '= .25', '= 1.00')
     """
-    return "p < .01" if p < 0.005 else f"p = {p:.2f}".replace("0.", ".", 1)
+    return "< .01" if p < 0.005 else f"= {p:.2f}".replace("0.", ".", 1)
 
 
 def headline(differences: Mapping[Cell, Difference]) -> str:
