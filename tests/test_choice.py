@@ -8,13 +8,16 @@ from test_ease import only, pairs
 from musketeers.baselines.ease import EaseSettings, ease
 from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.baselines.linear import Linear
+from musketeers.baselines.popularity import popularity
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads import choice
-from musketeers.heads.blend import blend, equal_weight
-from musketeers.heads.choice import LEVEL, choose, p_of_best
+from musketeers.heads.blend import blend, equal_weight, with_history
+from musketeers.heads.candidates import LEVEL, p_of_best
+from musketeers.heads.choice import choose
+from musketeers.heads.cold import cold_linear
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
@@ -40,6 +43,27 @@ def test_a_blend_scores_as_both_together(sparse):
     everything = np.tile(np.arange(7), (40, 1))
     wanted = first.exact(USERS, everything) + 0.3 * second.exact(USERS, everything)
     np.testing.assert_allclose(made.exact(USERS, everything), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_vectors_is_blended_into_vectors():
+    first, second = vectors(), vectors(dim=5, entropy=1)
+    made = blend(first, second, 0.3)
+    everything = np.tile(np.arange(7), (40, 1))
+    wanted = first.exact(USERS, everything) + 0.3 * second.exact(USERS, everything)
+    np.testing.assert_allclose(made.exact(USERS, everything), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_told_their_history_users_are_scored_as_if_it_had_been_there():
+    train = pairs(40, 7, entropy=1)
+    made = blend(ease(only(train), EaseSettings(5.0)), vectors(), 0.3)
+    inputs = made.inputs.toarray()
+    inputs[:, :7] = 0
+    forgotten = Linear.of(csr_array(inputs), made.weights)
+    everything = np.tile(np.arange(7), (40, 1))
+    again = with_history(forgotten, train)
+    assert again.exact(USERS, everything).tobytes() == made.exact(USERS, everything).tobytes()
+    assert (again.error(USERS) == made.error(USERS)).all()
+    assert forgotten.exact(USERS, everything).tobytes() != made.exact(USERS, everything).tobytes()
 
 
 def test_equal_weights_spread_scores_alike():
@@ -92,10 +116,16 @@ def world():
     return looked_at["film"], shared, alone["film"].factors
 
 
+def forgotten(factors):
+    """As SMF serves users without history."""
+    mean = factors.users.mean(axis=0, keepdims=True)
+    return Factors(np.repeat(mean, len(factors.users), axis=0), factors.items)
+
+
 def film(validation, shared, factors, *, seed=0, max_bytes=2**30):
     return choose(
-        "film", validation, shared, alone=factors, transferred=factors, seed=Seed(seed),
-        job=Unwatched(), max_bytes=max_bytes,
+        "film", validation, shared, alone=factors, transferred=factors, hidden=forgotten(factors),
+        seed=Seed(seed), job=Unwatched(), max_bytes=max_bytes,
     )  # fmt: skip
 
 
@@ -136,6 +166,57 @@ def test_it_keeps_its_own_where_nobody_is_who_they_seem(world):
         assert verdict.transfers == (verdict.p < LEVEL)
         assert verdict.chosen == (verdict.told if verdict.transfers else verdict.own)
     assert sum(own) >= 4
+
+
+def test_cold_users_get_what_is_best_without_their_history(world):
+    validation, shared, factors = world
+    made = film(*world)
+    verdict, train = made.verdict, validation.split.train
+    assert verdict.cold.kind in ("linear", "linear+cat_art")
+    assert verdict.cold.valid > 1.3 * verdict.popular
+    # of users known elsewhere, all of whom have a history here
+    elsewhere = shared.without("film").known.any(axis=1)[validation.users]
+    some = Validation(validation.split, validation.users[elsewhere], 1)
+    assert some.ndcg(made.cold) == verdict.cold.valid
+    assert some.ndcg(popularity(train)) == verdict.popular
+    # what a user did here counts for nothing
+    assert made.cold.users.shape[1] < train.n_items
+    order = Seed(1).numpy().permutation(len(shared.values))
+    mixed = UserEmbeddings(
+        shared.domains, shared.values[order], shared.known[order], shared.lengths
+    )
+    stranger = film(validation, mixed, factors)
+    assert (stranger.cold is None) == (stranger.verdict.cold is None)
+    best = stranger.verdict.cold.valid if stranger.cold else stranger.verdict.popular
+    assert best < 1.1 * verdict.popular
+
+
+def test_cold_weights_are_the_least_squares_of_a_general_solver(world):
+    validation, shared, _factors = world
+    train, told = validation.split.train, shared.without("film")
+    made = cold_linear(train, told, 7.0)
+    both = train.known_users() & told.known.any(axis=1)
+    inputs = np.hstack([told.values[:, 0], np.ones((len(both), 1))])[both]
+    # a penalty is a row of its own for each weight, but for the constant's
+    rows = np.sqrt(7.0) * np.eye(inputs.shape[1])[:-1]
+    liked = np.zeros((train.n_users, train.n_items))
+    liked[train.users(), train.items] = 1
+    targets = np.vstack([liked[both], np.zeros((len(rows), train.n_items))])
+    wanted, *_ = np.linalg.lstsq(np.vstack([inputs, rows]), targets, rcond=None)
+    np.testing.assert_allclose(made.items.T, wanted, rtol=1e-3, atol=1e-4)
+    scores = made.score(np.flatnonzero(both))
+    np.testing.assert_allclose(scores, inputs @ wanted, rtol=1e-3, atol=1e-3)
+    # held back without bounds, they leave what all of these users like
+    flat = cold_linear(train, told, 1e9).score(np.flatnonzero(both)[:1])[0]
+    np.testing.assert_allclose(flat, liked[both].mean(axis=0), atol=1e-3)
+
+
+def test_nobody_is_cold_where_nobody_is_known_elsewhere(world):
+    validation, shared, factors = world
+    made = film(validation, shared.hidden("tv"), factors)
+    assert made.cold is None
+    assert made.verdict.cold is None
+    assert made.verdict.popular is None
 
 
 def test_the_search_goes_on_until_the_best_regularisation_has_neighbours(world):
@@ -181,6 +262,7 @@ def test_a_domain_without_others_gets_the_best_of_its_own(world):
         alone,
         alone=factors,
         transferred=None,
+        hidden=None,
         seed=Seed(0),
         job=Unwatched(),
         max_bytes=2**30,

@@ -1,5 +1,6 @@
 """Recommender: every strategy by hand and by definition, ids as given, saving, refusals."""
 
+import dataclasses
 import datetime as dt
 import hashlib
 import json
@@ -520,3 +521,39 @@ def test_a_model_without_transfer_calls_nobody_cross_domain():
         users = Vocabulary.of(pl.Series(["ann", "bob", "cat", "dan"]))
         answer = Recommender.of(users, parts, {}).recommend("tv", ["bob"], k=1)
         assert answer["strategy"].to_list() == [expected]
+
+
+def with_cold():
+    """As `small`, but that tv scores who is known elsewhere alone by other vectors."""
+    vectors = Factors(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[::-1].copy())
+    new = dataclasses.replace(tv(), transfers=False, cold=vectors)
+    return Recommender.of(small().users, {"tv": new, "film": film()}, ABOUT)
+
+
+def test_cold_users_have_a_scorer_of_their_own(tmp_path):
+    users = ["ann", "bob", "cyd", "dan", "zoe"]
+    found, without = (r.recommend("tv", users, k=2) for r in (with_cold(), small()))
+    assert rows(found.filter(user_id="cyd")) == [
+        (20, 1.0, "cross_domain"), (10, 0.0, "cross_domain"),
+    ]  # fmt: skip
+    others = pl.col("user_id") != "cyd"
+    assert found.filter(others).equals(without.filter(others))
+    with_cold().save(tmp_path / "model")
+    again = Recommender.load(tmp_path / "model")
+    assert again.recommend("tv", users, k=2).equals(found)
+    assert again.domains["film"].cold is None
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("users", None, "'tv/cold/users' is missing"),
+        ("items", np.ones((4, 4)), "'cold/items' is float64 with 2 axes, not float32"),
+        ("items", np.ones((3, 4), np.float32), "tv: 3 item vectors for 4 items"),
+        ("users", np.ones((3, 4), np.float32), "tv: 3 user vectors for 4 users"),
+    ],
+)
+def test_damaged_vectors_of_cold_users_are_refused(tmp_path, name, array, message):
+    with_cold().save(tmp_path / "model")
+    with pytest.raises(ArtifactError, match=message):
+        Recommender.load(resaved(tmp_path / "model", tensors={f"tv/cold/{name}": array}))

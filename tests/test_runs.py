@@ -18,6 +18,7 @@ from musketeers.comparison.study import compare_models
 from musketeers.config import ArtConfig
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, RunError
+from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.models.registry import MODELS
 from musketeers.report import tables as tables_of
@@ -103,7 +104,9 @@ def test_the_folder_holds_what_it_should(done):
 
 def test_the_saved_settings_are_complete_and_fit_the_same_again(done):
     text = (done.path / "config.toml").read_text()
-    assert tomllib.loads(text)["split"] == {"method": "random", "test": 0.2, "valid": 0.16}
+    assert tomllib.loads(text)["split"] == {
+        "method": "random", "test": 0.2, "valid": 0.16, "cold": 0.0,
+    }  # fmt: skip
     assert configuration.load(done.path / "config.toml") == done.config
 
 
@@ -204,7 +207,8 @@ def test_what_was_learned_comes_back(done):
         assert learning.histories[stage].keys() == set(tables())
     assert all(0.035 <= strength <= 0.07 for strength in learning.regularization.values())
     for name, part in done.recommender.domains.items():
-        assert part.transfers == learning.verdicts[name].transfers
+        assert not part.transfers
+        assert (part.cold is None) == (learning.verdicts[name].cold is None)
         assert done.recommender.about["model"][name] == learning.verdicts[name].chosen.kind
     for name, attention in learning.attention.items():
         assert attention.keys() == (set(tables()) - {name} if learning.kept[name] else set())
@@ -240,6 +244,60 @@ def test_one_domain_is_fitted_alone_and_says_so(tmp_path):
     assert not (alone.path / "cat").exists()
     in_memory = musketeers.fit(tables(("tv",)), threads=1, data=COLUMNS, **SETTINGS)
     same_metrics(in_memory.metrics, alone.metrics)
+
+
+@pytest.fixture(scope="module")
+def with_cold(tmp_path_factory):
+    """A finished run that held the histories of some users back."""
+    folder = tmp_path_factory.mktemp("cold")
+    config = configuration.changed(settings(folder), {"split.cold": 0.2})
+    return fit_run(config, folder, folder / "run", threads=1)
+
+
+def test_cold_users_are_measured_by_themselves(with_cold):
+    again = musketeers.open_run(with_cold.path)
+    measured = evaluate_run(with_cold.path, threads=1)
+    text = json.loads((with_cold.path / "metrics.json").read_text())["cold"]
+    assert set(with_cold.cold) >= {"pop", "cat_art"}
+    for found in (again, measured):
+        same_metrics(found.cold, with_cold.cold)
+        same_metrics(found.metrics, with_cold.metrics)
+    for model, domains in with_cold.cold.items():
+        for name, per_user in domains.items():
+            split = with_cold.splits[name]
+            assert text[model][name]["ndcg@10"] == pytest.approx(per_user.values["ndcg@10"].mean())
+            # nobody is both: measured here, trained on or measured above
+            cold = split.cold.history.known_users()
+            assert cold[per_user.users].all()
+            assert not (cold & split.train.known_users()).any()
+            assert not cold[with_cold.metrics["smf"][name].users].any()
+    shown_there = shown(with_cold)
+    page = (with_cold.path / "report.html").read_text()
+    assert "Cold users" in shown_there
+    assert "<h2>Cold users</h2>" in page
+    assert len(with_cold.cold_differences()) == len(tables()) * len(METRICS)
+
+
+def test_cold_users_are_served_as_measured(with_cold):
+    model = with_cold.recommender
+    for name, kind in with_cold.serves_cold().items():
+        split, per_user = with_cold.splits[name], with_cold.cold[kind][name]
+        answer = model.recommend(name, model.users.ids(per_user.users), k=10)
+        strategies = set(answer["strategy"])
+        assert strategies == ({"popular"} if kind == "pop" else {"cross_domain"})
+        if kind != "pop":
+            # all that they are known to have is left out here, so compare the whole lists
+            scorer = model.domains[name].cold
+            found = evaluate(scorer, split.cold.test, split.cold.history, n_threads=1)
+            np.testing.assert_array_equal(found.values["ndcg@10"], per_user.values["ndcg@10"])
+
+
+def test_without_cold_users_nothing_is_said_of_them(done):
+    assert done.cold == {}
+    assert done.cold_differences() == {}
+    assert "cold" not in json.loads((done.path / "metrics.json").read_text())
+    assert not (done.path / "cold.parquet").exists()
+    assert "Cold users" not in (done.path / "report.html").read_text()
 
 
 def test_only_trains_and_measures_one_model(done, tmp_path):

@@ -10,6 +10,7 @@ from musketeers.config import SplitConfig
 from musketeers.data.domains import Domain, Domains
 from musketeers.data.interactions import Interactions
 from musketeers.data.splits import split
+from musketeers.data.synthetic import planted
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import DataError
 from musketeers.seeding import Seed
@@ -132,6 +133,62 @@ def test_a_domain_keeps_its_split_whatever_stands_beside_it():
     other = split(together(a=rows), config, Seed(4))["a"]
     assert listed(alone.test) == listed(beside.test)
     assert listed(alone.test) != listed(other.test)
+
+
+SHARED = st.dictionaries(
+    st.tuples(st.integers(0, 2), st.integers(0, N_ITEMS - 1)), st.integers(0, 9), max_size=60
+)
+
+
+@given(
+    st.lists(SHARED, min_size=2, max_size=3),
+    st.sampled_from([0.1, 0.3, 0.5]),
+    st.sampled_from(["random", "last"]),
+)
+def test_cold_users_are_new_to_one_domain_and_known_in_another(tables, share, method):
+    # users 3, 4 and 5 are known in one domain each, so that none is left without
+    tables = [row(12, user=3 + n) | rows for n, rows in enumerate(tables)]
+    domains = together(**{f"d{n}": rows for n, rows in enumerate(tables)})
+    parts = split(domains, SplitConfig(method=method, cold=share), SEED)
+    warm = split(domains, SplitConfig(method=method), SEED)
+    new = np.zeros(N_USERS, dtype=int)
+    for name, part in parts.items():
+        cold = np.zeros(N_USERS, dtype=bool)
+        if part.cold:
+            assert len(part.cold.test)
+            cold = part.cold.history.known_users()
+            assert (cold == part.cold.test.known_users()).all()
+            of_both = part.cold.history.union(part.cold.test)
+            whole = domains.domains[name].pairs
+            assert listed(of_both) == [pair for pair in listed(whole) if cold[pair[0]]]
+            assert listed(part.cold.test) == [p for p in listed(warm[name].test) if cold[p[0]]]
+            new += cold
+        # nobody else's pairs change their purpose
+        for one in ("train", "valid", "test"):
+            missing = set(listed(getattr(warm[name], one))) - set(listed(getattr(part, one)))
+            assert cold[[user for user, _ in missing]].all()
+            assert not cold[getattr(part, one).users()].any()
+    assert new.max() <= 1
+    for user in np.flatnonzero(new):
+        assert sum(len(part.train.of(int(user))) > 0 for part in parts.values()) >= 1
+
+
+def test_the_share_of_cold_users_is_as_asked():
+    parts = planted(("a", "b", "c"), Seed(0), n_users=4000, n_items=30, known=0.7).domains
+    found = split(parts, SplitConfig(cold=0.1), SEED)
+    known = np.stack([domain.pairs.known_users() for domain in parts.domains.values()])
+    for n, part in enumerate(found.values()):
+        shared = (known[n] & (known.sum(axis=0) > 1)).sum()
+        share = part.cold.history.known_users().sum() / shared
+        assert share == pytest.approx(0.1, abs=4 * np.sqrt(0.1 * 0.9 / shared))
+
+
+def test_too_many_cold_users_for_a_domain_are_said_to_be_so():
+    domains = together(a=row(12), b=row(12))
+    # both domains know the same user, who is surely new to one of them
+    message = r"no train pair among 12; too many users are made new to it; lower split\.cold"
+    with pytest.raises(DataError, match=message):
+        split(domains, SplitConfig(cold=0.5), SEED)
 
 
 def test_faults_are_one_line_with_a_remedy():

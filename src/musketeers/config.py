@@ -88,6 +88,9 @@ class SplitConfig(_Section):
     """Share of all interactions of a user (time: of all domains together)."""
     valid: Share = 0.16
     """Likewise."""
+    cold: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of a domain's users, of those whom others know too, who are made new to it: their
+    history there is held back, to measure what is served to cold users."""
 
     @model_validator(mode="after")
     def _train_is_left(self) -> Self:

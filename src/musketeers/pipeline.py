@@ -1,12 +1,12 @@
 """CAT-ART from end to end.  Read this file first: it is the method's table of contents."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float32
 
-from musketeers.art.train import Transferred, transfer
+from musketeers.art.train import Transferred, served, transfer
 from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
@@ -14,6 +14,7 @@ from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.choice import Chosen, choose
 from musketeers.pretrain.mf import Pretrained, pretrain
+from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Job
 
@@ -95,9 +96,7 @@ def art(
 
 def choices(
     splits: Mapping[str, Split],
-    alone: Mapping[str, Pretrained],
-    shared: UserEmbeddings,
-    transferred: Mapping[str, Transferred],
+    made: Models,
     config: RunConfig,
     jobs: Jobs,
     *,
@@ -105,17 +104,33 @@ def choices(
     max_bytes: int,
 ) -> dict[str, Chosen]:
     """Beyond the paper: what each domain is served, its own best model or a better told one."""
-    seed = Seed(config.seed)
+    seed, shared = Seed(config.seed), exchanged(splits, made.alone)
     looked_at = validations(splits, seed, n_threads=n_threads)
     found: dict[str, Chosen] = {}
-    for name in splits:
-        job = jobs("choice", name, 0)
-        told = transferred[name].factors if transferred else None
+    for name, split in splits.items():
+        job, told = jobs("choice", name, 0), made.transferred.get(name)
         found[name] = choose(
-            name, looked_at[name], shared, alone=alone[name].factors, transferred=told,
+            name, looked_at[name], shared, alone=made.alone[name].factors,
+            transferred=told.factors if told else None,
+            hidden=new_here(name, split, made, shared, config) if told else None,
             seed=seed.child("choice", name), job=job, max_bytes=max_bytes,
         )  # fmt: skip
     return found
+
+
+def new_here(
+    target: str, split: Split, made: Models, shared: UserEmbeddings, config: RunConfig
+) -> Factors:
+    """CAT-ART of the target as it serves users whom only other domains know, for every user."""
+    alone, aligned = made.alone[target], made.aligned
+    if aligned is None:
+        raise ValueError("there is no stage 2 yet")
+    mean = alone.factors.users[split.train.known_users()].mean(axis=0)
+    anybody = replace(
+        alone, factors=replace(alone.factors, users=np.tile(mean, (len(shared.known), 1)))
+    )
+    told = shared.hidden(target)
+    return served(target, made.transferred[target], anybody, told, aligned.of(told), config)
 
 
 def validations(

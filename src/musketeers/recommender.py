@@ -47,16 +47,24 @@ class DomainModel:
     known: Bool[np.ndarray, " user"]
     """Whether the user has interactions in this domain's training data."""
     transfers: bool
-    """Whether other users are scored by what the domains that know them tell of them."""
+    """Whether `scorer` scores other users too, by what the domains that know them tell of them."""
+    cold: Factors | None = None
+    """What scores such users in its place."""
 
     @classmethod
     def of(
-        cls, domain: Domain, scorer: Trained, *, train: Interactions, transfers: bool
+        cls,
+        domain: Domain,
+        scorer: Trained,
+        *,
+        train: Interactions,
+        transfers: bool,
+        cold: Factors | None = None,
     ) -> "DomainModel":
         """The model `scorer`, trained on `train`, of `domain`; `Recommender.of` checks it."""
         pairs = domain.pairs
         known = train.known_users()
-        return cls(domain.items, scorer, pairs, popularity(pairs), known, transfers)
+        return cls(domain.items, scorer, pairs, popularity(pairs), known, transfers, cold)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +168,7 @@ class Recommender:
         """Each user's place in `STRATEGIES`."""
         fitted = rows >= 0
         anywhere = np.zeros(len(rows), dtype=np.bool_)
-        for other in self.domains.values() if model.transfers else ():
+        for other in self.domains.values() if model.transfers or model.cold else ():
             anywhere |= other.known[rows] & fitted
         here = model.known[rows] & fitted
         return np.select([here, anywhere], [_PERSONALISED, _CROSS_DOMAIN], _POPULAR).astype(np.int8)
@@ -205,10 +213,16 @@ def _ranked(
     n_threads: int,
 ) -> Ranking:
     fitted, popular = rows >= 0, strategies == _POPULAR
+    new = (strategies == _CROSS_DOMAIN) & (model.cold is not None)
     items = np.full((len(rows), k), -1, dtype=np.int32)
     scores = np.full((len(rows), k), np.nan)
-    for scorer, chosen in ((model.scorer, ~popular), (model.popularity, popular & fitted)):
-        if chosen.any():
+    by = (
+        (model.scorer, ~popular & ~new),
+        (model.cold, new),
+        (model.popularity, popular & fitted),
+    )
+    for scorer, chosen in by:
+        if scorer and chosen.any():
             part = top_k(scorer, rows[chosen], k=k, seen=seen, n_threads=n_threads)
             items[chosen], scores[chosen] = part.items, part.scores
     if not fitted.all():
@@ -251,9 +265,9 @@ def _fault(users: Vocabulary, domains: Mapping[str, DomainModel]) -> str | None:
 
 def _disagreement(model: DomainModel, *, n_users: int) -> str | None:
     parts, seen, n_items = _arrays(model), model.seen, len(model.items)
-    if fault := scorers.layout_fault(parts, {**scorers.layout(parts), **_LAYOUT}):
+    if fault := scorers.layout_fault(parts, _layout(parts)):
         return fault
-    if fault := scorers.fault(parts, n_users=n_users, n_items=n_items):
+    if fault := _scorers_fault(parts, n_users=n_users, n_items=n_items):
         return fault
     sizes = (
         (f"{n_users} users", n_users, "rows of seen items", seen.n_users),
@@ -274,11 +288,39 @@ _LAYOUT: Layout = {
 }
 """Each domain's arrays beside those of its scorer.  Popularity is counted anew from `seen`."""
 
+_COLD = "cold/"
+"""What the names of the arrays of `DomainModel.cold` begin with, where there are any."""
+
+
+def _layout(names: Mapping[str, object]) -> Layout:
+    """What the arrays of a domain among which these are should be."""
+    new = scorers.layout({}) if any(name.startswith(_COLD) for name in names) else {}
+    new = {f"{_COLD}{name}": kind for name, kind in new.items()}
+    return {**scorers.layout(names), **_LAYOUT, **new}
+
+
+def _of_cold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(_COLD): array for name, array in arrays.items() if name.startswith(_COLD)
+    }
+
+
+def _scorers_fault(arrays: Mapping[str, np.ndarray], *, n_users: int, n_items: int) -> str | None:
+    """What keeps arrays of the right types from being the scorers of so many users and items."""
+    new = _of_cold(arrays)
+    fault = scorers.fault(new, n_users=n_users, n_items=n_items) if new else None
+    return fault or scorers.fault(arrays, n_users=n_users, n_items=n_items)
+
 
 def _arrays(model: DomainModel) -> dict[str, np.ndarray]:
     seen = model.seen
     own = seen.indptr, seen.items, model.known, np.array(model.transfers)
-    return {**scorers.arrays(model.scorer), **dict(zip(_LAYOUT, own, strict=True))}
+    new = scorers.arrays(model.cold) if model.cold else {}
+    return {
+        **scorers.arrays(model.scorer),
+        **dict(zip(_LAYOUT, own, strict=True)),
+        **{f"{_COLD}{name}": array for name, array in new.items()},
+    }
 
 
 def _tensor_name(domain: str, part: str) -> str:
@@ -302,9 +344,7 @@ def _described(folder: Path, found: Artifact) -> tuple[list[str], dict[str, Any]
 
 def _check_parts(folder: Path, found: Artifact, names: list[str]) -> None:
     tensors = {
-        _tensor_name(name, part)
-        for name in names
-        for part in {**scorers.layout(_of_domain(found, name)), **_LAYOUT}
+        _tensor_name(name, part) for name in names for part in _layout(_of_domain(found, name))
     }
     files = {_USERS_FILE, *(_items_file(name) for name in names)}
     if wrong := (tensors ^ set(found.tensors)) | (files ^ set(found.files)):
@@ -324,16 +364,18 @@ def _domain_model(folder: Path, found: Artifact, name: str, *, n_users: int) -> 
     tensors = _of_domain(found, name)
     items = _vocabulary(folder, found, _items_file(name))
     indptr, seen = tensors["seen_indptr"], tensors["seen_items"]
-    if fault := scorers.layout_fault(tensors, {**scorers.layout(tensors), **_LAYOUT}):
+    if fault := scorers.layout_fault(tensors, _layout(tensors)):
         raise _damaged(folder, f"domain {name}: {fault}")
     if fault := scorers.csr_fault(indptr, seen, n_columns=len(items)):
         raise _damaged(folder, f"domain {name}: seen items {fault}")
-    if fault := scorers.fault(tensors, n_users=n_users, n_items=len(items)):
+    if fault := _scorers_fault(tensors, n_users=n_users, n_items=len(items)):
         raise _damaged(folder, f"domain {name}: {fault}")
     pairs = Interactions.from_csr(indptr, seen, n_items=len(items))
     scorer = scorers.scorer_of(tensors, n_items=len(items))
     known, transfers = tensors["known"], bool(tensors["transfers"])
-    return DomainModel(items, scorer, pairs, popularity(pairs), known, transfers)
+    new = _of_cold(tensors)
+    cold = Factors(new["users"], new["items"]) if new else None
+    return DomainModel(items, scorer, pairs, popularity(pairs), known, transfers, cold)
 
 
 def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:

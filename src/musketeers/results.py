@@ -20,6 +20,9 @@ from musketeers.training import History
 Metrics = Mapping[str, Mapping[str, PerUser]]
 """Model name -> domain -> the metrics of every test user."""
 
+WITH_HISTORY = "with_history"
+"""Among the metrics of cold users: the domain's model, told the history that they are without."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learning:
@@ -88,6 +91,26 @@ class RunResult:
     metrics: Metrics
     learning: Learning
     recommender: Recommender
+    cold: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])
+    """Of cold users (`split.cold`), in the domain that they are new to: popularity, CAT-ART, what
+    they are served, and as a ceiling `WITH_HISTORY`, where the domain's model is linear."""
+
+    def serves_cold(self) -> dict[str, str]:
+        """Domain -> the model for users whom only others know; ``pop`` if what is popular."""
+        found: dict[str, str] = {}
+        for name, part in self.recommender.domains.items():
+            verdict = self.learning.verdicts.get(name)
+            if verdict and verdict.cold:
+                found[name] = verdict.cold.kind
+            else:
+                found[name] = self.recommender.about["model"][name] if part.transfers else "pop"
+        return found
+
+    def cold_differences(self) -> dict[Cell, Difference]:
+        """What cold users are served against popularity; empty without such users."""
+        serves = self.serves_cold()
+        served = {domain: self.cold[serves[domain]][domain] for domain in self.cold.get("pop", {})}
+        return compare(served, self.cold["pop"]) if served else {}
 
     def differences(self) -> dict[Cell, Difference]:
         """What recommends against each domain alone (SMF); empty if the run has one model alone."""

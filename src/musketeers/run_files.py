@@ -9,6 +9,7 @@ fit/                of a model fitted by itself: tries, histories, mean attentio
 model/              the recommender, whole in itself
 metrics.json        means by model and domain
 metrics.parquet     every test user's numbers
+cold.parquet        those of cold users, where there are some (`split.cold`)
 """
 
 import json
@@ -24,13 +25,14 @@ import polars as pl
 from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.baselines.popularity import popularity
-from musketeers.data.domains import Split
+from musketeers.data.domains import ColdUsers, Split
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
-from musketeers.heads.choice import Candidate, Verdict
+from musketeers.heads.candidates import Candidate
+from musketeers.heads.choice import Verdict
 from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
 from musketeers.ranking import Factors
@@ -40,7 +42,7 @@ from musketeers.run_folder import RunFolder
 from musketeers.scorers import Trained
 from musketeers.training import History
 
-_PURPOSES = ("train", "valid", "test")
+_PURPOSES = ("train", "valid", "test", "cold history", "cold test")
 
 
 def save(path: Path, result: RunResult, models: Models) -> None:
@@ -58,11 +60,12 @@ def save(path: Path, result: RunResult, models: Models) -> None:
     _keep(path / "data", "data", _purposes(result), {"overlap": result.overlap.to_dict()})
     if not (path / "model").exists():
         result.recommender.save(path / "model")
-    buffer = BytesIO()
-    metrics_frame(result.metrics, result.recommender.users.ids).write_parquet(buffer)
-    artifacts.write_bytes(path / "metrics.parquet", buffer.getvalue())
+    _save_metrics(path / "metrics.parquet", result.metrics, result.recommender.users)
+    if result.cold:
+        _save_metrics(path / "cold.parquet", result.cold, result.recommender.users)
     chosen = result.recommender.about["model"] if learning.verdicts and not learning.tries else None
-    text = json.dumps(metrics_json(result.metrics, chosen=chosen), indent=2)
+    content = metrics_json(result.metrics, chosen=chosen, cold=result.cold)
+    text = json.dumps(content, indent=2)
     artifacts.write_text(path / "metrics.json", text + "\n")
 
 
@@ -77,9 +80,12 @@ def open_run(path: Path | str) -> RunResult:
         run.manifest(),
         _load_overlap(path),
         _load_splits(path, recommender),
-        _load_metrics(path, recommender.users),
+        _load_metrics(path / "metrics.parquet", recommender.users),
         _load_learning(path, recommender),
         recommender,
+        _load_metrics(path / "cold.parquet", recommender.users)
+        if (path / "cold.parquet").exists()
+        else {},
     )
 
 
@@ -155,8 +161,8 @@ def _purposes(result: RunResult) -> dict[str, np.ndarray]:
         pairs = result.recommender.domains[name].seen
         keys = pairs.users() * pairs.n_items + pairs.items
         purpose = np.zeros(len(pairs), np.uint8)
-        for number, which in enumerate(_PURPOSES):
-            table: Interactions = getattr(split, which)
+        cold = (split.cold.history, split.cold.test) if split.cold else ()
+        for number, table in enumerate((split.train, split.valid, split.test, *cold)):
             purpose[np.searchsorted(keys, table.users() * table.n_items + table.items)] = number
         tensors[name] = purpose
     return tensors
@@ -179,7 +185,8 @@ def _load_splits(path: Path, recommender: Recommender) -> dict[str, Split]:
             )
             for n in range(len(_PURPOSES))
         ]  # fmt: skip
-        splits[name] = Split(*tables)
+        train, valid, test, history, held = tables
+        splits[name] = Split(train, valid, test, ColdUsers(history, held) if len(held) else None)
     return splits
 
 
@@ -193,8 +200,13 @@ def _load_overlap(path: Path) -> OverlapReport:
     )
 
 
-def _load_metrics(path: Path, users: Vocabulary) -> Metrics:
-    file = path / "metrics.parquet"
+def _save_metrics(file: Path, metrics: Metrics, users: Vocabulary) -> None:
+    buffer = BytesIO()
+    metrics_frame(metrics, users.ids).write_parquet(buffer)
+    artifacts.write_bytes(file, buffer.getvalue())
+
+
+def _load_metrics(file: Path, users: Vocabulary) -> Metrics:
     try:
         frame = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -226,7 +238,7 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
     verdicts: dict[str, Verdict] = {}
     if (path / "choice").exists():
         about = artifacts.load(path / "choice", "choice").about
-        verdicts = {name: _verdict(**parts) for name, parts in about.items()}
+        verdicts = {name: _verdict(parts) for name, parts in about.items()}
     if (path / "fit").exists():
         about = artifacts.load(path / "fit", "fit").about
         attention |= about["attention"]
@@ -246,5 +258,6 @@ def _load_learning(path: Path, recommender: Recommender) -> Learning:
     )
 
 
-def _verdict(own: dict[str, Any], told: dict[str, Any] | None, p: float) -> Verdict:
-    return Verdict(Candidate(**own), Candidate(**told) if told else None, p)
+def _verdict(found: dict[str, Any]) -> Verdict:
+    told, cold = (Candidate(**found[n]) if found[n] else None for n in ("told", "cold"))
+    return Verdict(Candidate(**found["own"]), told, found["p"], cold, found["popular"])

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from musketeers import artifacts, run_files
 from musketeers import config as configuration
+from musketeers.baselines.linear import Linear
 from musketeers.baselines.popularity import popularity
 from musketeers.config import RunConfig
 from musketeers.data import readers
@@ -21,7 +22,9 @@ from musketeers.data.overlap import OverlapReport, overlap_report
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
 from musketeers.errors import ConfigError
+from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
 from musketeers.models import registry
 from musketeers.models.model import Fitted, Made, Task
@@ -29,13 +32,13 @@ from musketeers.models.needs import Size, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads
-from musketeers.pipeline import Models, cat_art, choices, exchanged, smf, validations
+from musketeers.pipeline import Models, cat_art, choices, smf, validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
 from musketeers.report.words import trial
-from musketeers.results import Learning, Metrics, RunResult
+from musketeers.results import WITH_HISTORY, Learning, Metrics, RunResult
 from musketeers.run_files import load_scorers, open_run
 from musketeers.run_folder import FolderCheckpoint, RunFolder, check_place
 from musketeers.seeding import Seed
@@ -182,7 +185,8 @@ def evaluate_run(
         metrics = _measure(
             scorers, found.splits, Seed(found.config.seed), n_threads, sampled=sampled
         )
-    return replace(found, metrics=metrics)
+        cold = _measure_cold(found, scorers.get("cat_art", {}), n_threads)
+    return replace(found, metrics=metrics, cold=cold)
 
 
 def _models_to_measure(only: str | None, n_tries: int, *, n_domains: int) -> tuple[str, ...]:
@@ -355,8 +359,8 @@ def _choose(
     # what takes the time is one product of matrices after the other, which BLAS shares out best
     with threadpool_limits(jobs.n_threads, user_api="blas"):
         found = choices(
-            data.splits, stages.alone, exchanged(data.splits, stages.alone), stages.transferred,
-            config, jobs, n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
+            data.splits, stages, config, jobs,
+            n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
         )  # fmt: skip
     serves = {name: one.verdict.chosen.kind for name, one in found.items()}
     for model in dict.fromkeys(serves.values()):
@@ -420,6 +424,7 @@ def _result(
             served[name].scorer,
             train=data.splits[name].train,
             transfers=served[name].transfers,
+            cold=served[name].cold,
         )
         for name, domain in data.domains.domains.items()
     }
@@ -428,7 +433,8 @@ def _result(
         about["settings"] = {name: dict(one.best.settings) for name, one in fits.tuned.items()}
     recommender = Recommender.of(data.domains.users, parts, about)
     learning = Learning.of(fits.stages, next(iter(fits.serves.values())), fits.tuned, served)
-    return RunResult(path, config, {}, data.overlap, data.splits, metrics, learning, recommender)
+    found = RunResult(path, config, {}, data.overlap, data.splits, metrics, learning, recommender)
+    return replace(found, cold=_measure_cold(found, scorers.get("cat_art", {}), n_threads))
 
 
 def _measure(
@@ -449,3 +455,27 @@ def _measure(
         }
         for model, by_domain in scorers.items()
     }  # fmt: skip
+
+
+def _measure_cold(found: RunResult, cat_art: Mapping[str, Scorer], n_threads: int) -> Metrics:
+    """What cold users are served, beside popularity, CAT-ART, and a list from their history."""
+    metrics: dict[str, dict[str, PerUser]] = {}
+    for name, model in found.serves_cold().items():
+        split, part = found.splits[name], found.recommender.domains[name]
+        if split.cold is None:
+            continue
+        scorers: dict[str, Scorer] = {"pop": popularity(split.train)}
+        if name in cat_art:
+            scorers["cat_art"] = cat_art[name]
+        if model != "pop":
+            scorers[model] = part.cold or part.scorer
+        if isinstance(part.scorer, Linear):
+            scorers[WITH_HISTORY] = with_history(part.scorer, split.cold.history)
+        for kind, scorer in scorers.items():
+            metrics.setdefault(kind, {})[name] = evaluate(
+                scorer, split.cold.test, split.cold.history, n_threads=n_threads
+            )
+    # the ceiling last, whatever the domains are served by
+    return {
+        model: metrics[model] for model in sorted(metrics, key=lambda model: model == WITH_HISTORY)
+    }

@@ -30,12 +30,23 @@ class Domains:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ColdUsers:
+    """Users whom a domain must do without, though others know them; the tables are disjoint."""
+
+    history: Interactions
+    """What would have been train and valid."""
+    test: Interactions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """One domain's pairs, apart by purpose; the three tables are disjoint."""
+    """One domain's pairs, apart by purpose; the tables are disjoint."""
 
     train: Interactions
     valid: Interactions
     test: Interactions
+    cold: ColdUsers | None = None
+    """Users who are in none of the three; None without such."""
 
     def seen(self) -> Interactions:
         """What a ranking for the test must skip: train and valid."""

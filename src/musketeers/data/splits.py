@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int8, Int64
 
 from musketeers.config import SplitConfig
-from musketeers.data.domains import Domain, Domains, Split
+from musketeers.data.domains import ColdUsers, Domain, Domains, Split
 from musketeers.data.interactions import Interactions
 from musketeers.errors import DataError
 from musketeers.seeding import Seed
@@ -15,6 +15,7 @@ _TRAIN, _VALID, _TEST = 0, 1, 2
 _ROUNDING = 1e-9
 """Taken off before rounding up, because 0.1 * 30 is a little more than 3 in binary arithmetic."""
 _PER_USER = "a user needs three pairs or more; raise data.min_user or hold out less"
+_COLD = "too many users are made new to it; lower split.cold"
 _REMEDIES: Mapping[str, str] = {
     "random": _PER_USER,
     "last": _PER_USER,
@@ -30,6 +31,10 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
     that nothing learned anywhere is later than anything tested; pairs of one moment stay
     together, and a user who appears after the cut has no train pair.
 
+    With `cold` above 0, some of the users whom several domains know are new to one of them: in
+    expectation that share of the users of each domain whom others know too, each in one domain at
+    most.  What they have there is apart from the rest, in `Split.cold`.
+
     Raises `DataError` if `last` or `time` finds no times or too few different ones, or if a
     domain is left without a train pair, a valid pair (with ``valid > 0``), or a test pair
     (with ``test > 0``).
@@ -41,10 +46,21 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
             name: _by_rank(domain.pairs, _order(name, domain, config, seed), config)
             for name, domain in domains.domains.items()
         }
+    cold = _cold(domains, config.cold, seed)
     return {
-        name: _apart(name, domain.pairs, purposes[name], config)
+        name: _apart(name, domain.pairs, purposes[name], cold[name], config)
         for name, domain in domains.domains.items()
     }
+
+
+def _cold(domains: Domains, share: float, seed: Seed) -> dict[str, Bool[np.ndarray, " user"]]:
+    """Who is to be new to each domain."""
+    known = np.stack([domain.pairs.known_users() for domain in domains.domains.values()], axis=1)
+    counts, make = known.sum(axis=1), seed.child("cold").numpy()
+    # in one of n domains with the n-fold share: in each of them with the share
+    chosen = (counts > 1) & (make.random(len(known)) < share * counts)
+    place = np.argmax(known * (1 + make.random(known.shape)), axis=1)
+    return {name: chosen & (place == n) for n, name in enumerate(domains.domains)}
 
 
 def _order(
@@ -120,17 +136,27 @@ def _cuts(counts: Int64[np.ndarray, " moment"], config: SplitConfig) -> tuple[in
 
 
 def _apart(
-    name: str, pairs: Interactions, purpose: Int8[np.ndarray, " pair"], config: SplitConfig
+    name: str,
+    pairs: Interactions,
+    purpose: Int8[np.ndarray, " pair"],
+    cold: Bool[np.ndarray, " user"],
+    config: SplitConfig,
 ) -> Split:
     wanted = {"train": 1.0, "valid": config.valid, "test": config.test}
-    parts = {part: _only(pairs, purpose == code) for code, part in enumerate(wanted)}
+    users = pairs.users()
+    # whoever has nothing to be measured on is left where they are
+    measured = np.bincount(users[purpose == _TEST], minlength=pairs.n_users) > 0
+    new = (cold & measured)[users]
+    parts = {part: _only(pairs, ~new & (purpose == code)) for code, part in enumerate(wanted)}
     for part, share in wanted.items():
         if share > 0 and not len(parts[part]):
             raise DataError(
                 f"domain {name}: the {config.method} split leaves no {part} pair among "
-                f"{len(pairs)}; {_REMEDIES[config.method]}"
+                f"{len(pairs)}; {_COLD if new.any() else _REMEDIES[config.method]}"
             )
-    return Split(**parts)
+    history, test = (_only(pairs, new & held) for held in (purpose != _TEST, purpose == _TEST))
+    apart = ColdUsers(history, test) if len(test) else None
+    return Split(parts["train"], parts["valid"], parts["test"], apart)
 
 
 def _only(pairs: Interactions, keep: Bool[np.ndarray, " pair"]) -> Interactions:

@@ -98,17 +98,19 @@ def metrics_json(
     *,
     split: str = "test",
     chosen: Mapping[str, str] | None = None,
+    cold: Mapping[str, Mapping[str, PerUser]] | None = None,
 ) -> dict[str, object]:
     """The content of `metrics.json` for results by model and domain; an undefined mean is None.
 
-    `chosen` says which model each domain is served by, where there was a choice.
+    `chosen` says which model each domain is served by, where there was a choice; `cold` has the
+    results of cold users.
     """
-    models = {
-        model: {domain: _json_means(result) for domain, result in domains.items()}
-        for model, domains in results.items()
-    }
-    choice = {"chosen": dict(chosen)} if chosen else {}
-    return {"format": 1, "split": split, "models": models, **choice}
+    content: dict[str, object] = {"format": 1, "split": split, "models": _json_models(results)}
+    if chosen:
+        content["chosen"] = dict(chosen)
+    if cold:
+        content["cold"] = _json_models(cold)
+    return content
 
 
 def metrics_frame(
@@ -152,6 +154,13 @@ def check_tables(held_out: Interactions, seen: Interactions) -> None:
 
 def _mean(values: Float64[np.ndarray, " user"]) -> float:
     return float(values.mean()) if len(values) else math.nan
+
+
+def _json_models(results: Mapping[str, Mapping[str, PerUser]]) -> dict[str, object]:
+    return {
+        model: {domain: _json_means(result) for domain, result in domains.items()}
+        for model, domains in results.items()
+    }
 
 
 def _json_means(result: PerUser) -> dict[str, int | float | None]:

@@ -4,21 +4,32 @@ import numpy as np
 from jaxtyping import Int64
 from scipy.sparse import csr_array, hstack
 
-from musketeers.baselines.linear import Linear
+from musketeers.baselines.linear import Linear, history
+from musketeers.data.interactions import Interactions
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 
 
-def blend(first: Linear, second: Factors, weight: float) -> Linear:
+def blend(first: Linear | Factors, second: Factors, weight: float) -> Linear | Factors:
     """The model whose score is the first's plus `weight` times the second's.
 
-    A user's vector becomes inputs, the items' vectors rows of weights, one for each dimension; so
-    what was linear stays so.  Sparse weights become dense ones.
+    Of two models of vectors, the vectors stand side by side.  Else a user's vector becomes inputs,
+    the items' vectors rows of weights, one for each dimension; so what was linear stays so.
+    Sparse weights become dense ones.
     """
+    users = np.float32(weight) * second.users
+    if isinstance(first, Factors):
+        return Factors(np.hstack([first.users, users]), np.hstack([first.items, second.items]))
     weights = first.weights if isinstance(first.weights, np.ndarray) else first.weights.toarray()
-    vectors = csr_array(np.float32(weight) * second.users)
-    inputs = csr_array(hstack([first.inputs, vectors]))
+    inputs = csr_array(hstack([first.inputs, csr_array(users)]))
     return Linear.of(inputs, np.concatenate([weights, second.items.T]))
+
+
+def with_history(model: Linear, pairs: Interactions) -> Linear:
+    """The same trained model for users who also have these pairs: nothing is trained anew."""
+    more = history(pairs)
+    more.resize(model.inputs.shape)
+    return Linear(csr_array(model.inputs + more), model.weights, model.largest)
 
 
 def equal_weight(first: Scorer, second: Scorer, users: Int64[np.ndarray, " user"]) -> float:

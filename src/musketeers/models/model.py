@@ -14,6 +14,7 @@ from musketeers.models.space import Choice, Range, Space
 from musketeers.pipeline import Jobs
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
+from musketeers.ranking import Factors
 from musketeers.scorers import Trained
 from musketeers.seeding import Seed
 from musketeers.training import History, Unwatched
@@ -40,6 +41,8 @@ class Fitted:
     """Of a model that was chosen: by what."""
     transfers: bool = False
     """Whether a user whom the domain does not know is scored by what others know."""
+    cold: Factors | None = None
+    """What scores such a user in the scorer's place."""
     attention: Mapping[str, float] = field(default_factory=dict[str, float])
     """Source -> mean weight, see `Transferred.attention`."""
     without: Mapping[str, Callable[[], Scorer]] = field(
@@ -50,7 +53,7 @@ class Fitted:
     @classmethod
     def of(cls, made: Chosen) -> "Fitted":
         """What was chosen, as any other model."""
-        return cls(made.scorer, verdict=made.verdict, transfers=made.verdict.transfers)
+        return cls(made.scorer, verdict=made.verdict, cold=made.cold)
 
 
 Made = Mapping[str, Fitted]

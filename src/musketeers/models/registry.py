@@ -43,7 +43,7 @@ from musketeers.models.needs import (
     widened_squares,
 )
 from musketeers.models.space import Choice, Range, Space
-from musketeers.pipeline import art, choices, exchanged, smf
+from musketeers.pipeline import Models, art, choices, exchanged, smf
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
@@ -307,9 +307,9 @@ def _linear(task: Task, settings: Settings) -> Made:
 
 
 def _chosen(task: Task, _: Settings) -> Made:
-    shared, _aligned, transferred = _stages(task, task.config)
+    _shared, aligned, transferred = _stages(task, task.config)
     found = choices(
-        task.splits, task.alone, shared, transferred, task.config, task.jobs,
+        task.splits, Models(task.alone, aligned, transferred), task.config, task.jobs,
         n_threads=task.n_threads, max_bytes=task.max_bytes,
     )  # fmt: skip
     return {name: Fitted.of(made) for name, made in found.items()}

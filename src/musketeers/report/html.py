@@ -8,7 +8,8 @@ from typing import Any
 from musketeers.config import dump
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
-from musketeers.heads.choice import LEVEL, Verdict
+from musketeers.heads.candidates import LEVEL
+from musketeers.heads.choice import Verdict
 from musketeers.models.tuning import Try
 from musketeers.report.parts import (
     attention,
@@ -21,6 +22,7 @@ from musketeers.report.parts import (
     table,
 )
 from musketeers.report.words import (
+    COLD_LEGEND,
     LEGEND,
     chance,
     duration,
@@ -49,6 +51,7 @@ def render(result: RunResult) -> str:
     parts = (
         section("Comparison", _comparison(result.metrics, differences)),
         section("What was chosen", _choice(result.learning.verdicts)),
+        section("Cold users", _cold(result)),
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Attention", attention(result.learning.attention)),
@@ -86,6 +89,21 @@ def _comparison(metrics: Metrics, differences: Mapping[Cell, Difference]) -> str
     interval = f'<p class="soft">{LEGEND} In brackets: 95 % interval of the difference.</p>'
     means = table(caption, ["model", *map(metric_name, names)], rows)
     return means + (interval if differences else "")
+
+
+def _cold(result: RunResult) -> str:
+    if not result.cold:
+        return ""
+    differences = result.cold_differences()
+    first, *_ = (of for domains in result.cold.values() for of in domains.values())
+    names = list(first.values)
+    domains = dict.fromkeys(domain for found in result.cold.values() for domain in found)
+    rows = [row for d in domains for row in _domain_rows(d, names, result.cold, differences)]
+    caption = "Means over users who are new to the domain, ranking the whole catalogue"
+    return (
+        table(caption, ["model", *map(metric_name, names)], rows)
+        + f'<p class="soft">{COLD_LEGEND} In brackets: 95 % interval of the difference.</p>'
+    )
 
 
 def _domain_rows(

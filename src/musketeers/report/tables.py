@@ -18,6 +18,7 @@ from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.evaluation.sampled import PREFIX
 from musketeers.report.words import (
+    COLD_LEGEND,
     LEGEND,
     headline,
     metric_name,
@@ -93,7 +94,15 @@ def of_run(result: RunResult) -> RenderableType:
     """The comparison that a run makes, and why each domain was given its model."""
     verdicts = result.learning.verdicts.items()
     lines = [Text(f"{name}: {verdict(found)}", style="dim") for name, found in verdicts]
-    return Group(comparison(result.metrics, result.differences()), *lines)
+    return Group(comparison(result.metrics, result.differences()), *lines, *_cold(result))
+
+
+def _cold(result: RunResult) -> list[RenderableType]:
+    if not result.cold:
+        return []
+    names = _metric_names(result.cold)
+    table = _metrics(result.cold, result.cold_differences(), names)
+    return [Text("\nCold users", style="bold"), table, Text(COLD_LEGEND, style="dim")]
 
 
 def next_step(result: RunResult, run: Path) -> str:

@@ -14,6 +14,11 @@ LEGEND = (
     "▲ significantly better than SMF (the domain alone), ▼ significantly worse; "
     "paired t-test over users, corrected for all cells (Holm), p < .05."
 )
+COLD_LEGEND = (
+    "Users new to the domain whom others know, their history there held back (split.cold); "
+    "difference of what they are served to popularity, marked likewise. The last row is told the "
+    "history: a ceiling."
+)
 _MODELS = {
     "pop": "Popularity",
     "item_knn": "ItemKNN",
@@ -41,6 +46,7 @@ _MODELS = {
     "cat_art_noise": "CAT-ART, + noise domain",
     "pooled_smf": "Pooled SMF",
     "pooled_ease": "Pooled EASE",
+    "with_history": "With history",
 }
 _METRICS = {
     "precision": "Prec",
@@ -153,7 +159,7 @@ def printable(text: object) -> str:
 def verdict(found: Verdict) -> str:
     """What a domain was given, and why, in one sentence.
 
-    >>> from musketeers.heads.choice import Candidate
+    >>> from musketeers.heads.candidates import Candidate
     >>> smf, told = Candidate("smf", "smf", 0.2), Candidate("linear", "linear(100, 2)", 0.22)
     >>> verdict(Verdict(smf, told, 0.01))
     'linear(100, 2), on validation +10.0% over smf, its own best (p = .01)'
