@@ -57,6 +57,9 @@ QUESTIONS = (
     ("Does it need the global embedding?", "cat_art", "cat_art_no_global"),
     ("Is it better than the best linear model of one domain?", "cat_art", "ease"),
     ("What would all raw data give that model?", "pooled_ease", "ease"),
+    ("What do the others' user embeddings give it?", "linear", "ease"),
+    ("Is what validation chose better than it?", "chosen", "ease"),
+    ("And better than with all raw data?", "chosen", "pooled_ease"),
 )
 """What a reader would ask next: the model in question, and what it is held against."""
 
