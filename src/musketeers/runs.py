@@ -356,12 +356,10 @@ def _choose(
     stages: Models, made: dict[str, Made], config: RunConfig, data: _Data, jobs: _Jobs
 ) -> _Fits:
     """To the models that all domains have, what each was given to recommend with."""
-    # what takes the time is one product of matrices after the other, which BLAS shares out best
-    with threadpool_limits(jobs.n_threads, user_api="blas"):
-        found = choices(
-            data.splits, stages, config, jobs,
-            n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
-        )  # fmt: skip
+    found = choices(
+        data.splits, stages, config, jobs,
+        n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
+    )  # fmt: skip
     serves = {name: one.verdict.chosen.kind for name, one in found.items()}
     for model in dict.fromkeys(serves.values()):
         its = {name: Fitted.of(found[name]) for name in serves if serves[name] == model}

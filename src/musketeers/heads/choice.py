@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from threadpoolctl import threadpool_limits
+
 from musketeers.baselines.linear import Linear
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
@@ -109,9 +111,11 @@ def choose(
     if needed <= max_bytes and most:
 
         def at(regularization: float) -> Callable[[float], Linear]:
-            return linear_by_weight(
-                target, train, shared, regularization=regularization, max_bytes=max_bytes
-            )
+            # one inverse at a time, which BLAS shares out best; ranking has threads of its own
+            with threadpool_limits(validation.n_threads, user_api="blas"):
+                return linear_by_weight(
+                    target, train, shared, regularization=regularization, max_bytes=max_bytes
+                )
 
         _search(at, own, told, most, job)
         own.enter_blends("ease", "smf")
