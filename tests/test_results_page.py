@@ -42,10 +42,17 @@ def test_a_claim_is_marked_after_correction_for_all_domains_of_all_sets(script):
     assert both.endswith("| 1 | 0 | 2 | a +10.0 %▲, b -20.0 %, c +30.0 % |")
 
 
+TRIES = {"anime4": 5, "journey6": 5, "amazon4": 3, "epinions5": 3}
+"""The larger sets take hours with three."""
+
+OLDER = ("anime4", "journey6")
+"""Measured before there were the linear head and the choice."""
+
+
 def test_what_is_kept_names_its_commit_and_settings(script):
     for name, found in script.kept().items():
-        assert (found["seeds"], found["tries"]) >= (5, 5), name
+        assert found["seeds"] >= 5, name
+        assert found["tries"] >= TRIES[name], name
         assert len(found["commit"]) >= 7
-        # every model, but for the two that are newer than some of the measurements
-        assert set(script.MODELS) - {"linear", "chosen"} <= set(found["models"])
-        assert set(found["models"]) <= set(script.MODELS)
+        missing = {"linear", "chosen"} if name in OLDER else set()
+        assert set(found["models"]) == set(script.MODELS) - missing
