@@ -154,10 +154,11 @@ def by_user(file: Path) -> dict[str, dict[str, PerUser]]:
     frame = (
         pl.scan_parquet(file)
         .filter(pl.col("metric") == METRIC)
-        .group_by("model", "domain", "user_id")
-        .agg(pl.col("value").mean())
-        .sort("domain", "user_id")
         .collect()
+        # in one order for all: models that rank alike must not differ by rounding
+        .sort("model", "domain", "user_id", "seed")
+        .group_by("model", "domain", "user_id", maintain_order=True)
+        .agg(pl.col("value").mean())
     )
     found: dict[str, dict[str, PerUser]] = {}
     for (model, domain), part in frame.group_by("model", "domain", maintain_order=True):

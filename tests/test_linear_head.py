@@ -105,7 +105,8 @@ def test_bad_wishes_are_refused():
             LinearSettings(source_weight=bad)
     with pytest.raises(DataError, match="'d' is not one of a, b, c"):
         linear("d", train, shared, LinearSettings())
-    stated = 8 * 7**2 + 4 * 13 * 7
+    # the inverse; between it and 6 columns; three times the 40 users' inputs; the weights
+    stated = 8 * 7**2 + 16 * 6 * 7 + 3 * 12 * 40 * 6 + 4 * 13 * 7
     assert linear("a", train, shared, LinearSettings(max_bytes=stated)).n_items == 7
     with pytest.raises(ConfigError, match=f"7 items and 6 columns of .* needs {stated:,} bytes"):
         linear("a", train, shared, LinearSettings(max_bytes=stated - 1))

@@ -188,7 +188,7 @@ def test_a_resumed_run_does_not_repeat_the_epochs_that_were_done(base, tmp_path)
 
     run(base, out, resume=True, watch=Listening(None, None, None))
     assert heard[0] == ("cat", None, 3)
-    assert {stage for stage, _, _ in heard} == {"cat", "art"}
+    assert {stage for stage, _, _ in heard} == {"cat", "art", "choice"}
 
 
 def test_other_settings_data_or_threads_are_refused(base, tmp_path):

@@ -56,7 +56,7 @@ def linear(
 
     Of the other domains it sees what leaves them, user embeddings, and nothing else.
 
-    Memory: `bytes_needed`.  Raises `DataError`
+    Memory: `bytes_needed`, most of it 8 bytes for each pair of items.  Raises `DataError`
     for a target that is none of the domains, `ConfigError` where memory exceeds `max_bytes`.
     """
     by_weight = linear_by_weight(
