@@ -323,6 +323,10 @@ def test_what_was_chosen_is_said_on_screen_and_on_the_page(tmp_path):
         assert f"{name}: {verdict.chosen.name}" in screen
         for side in (verdict.own, verdict.told):
             assert f"<td>{side.name}</td><td>{side.valid:.4f}</td>" in page
+        best = (verdict.cold.name, verdict.cold.valid) if verdict.cold else (
+            "what is popular", verdict.popular
+        )  # fmt: skip
+        assert f"<td>{best[0]}</td><td>{best[1]:.4f}</td><td>{verdict.popular:.4f}</td>" in page
     # what has no epochs has no curves, and no heading over nothing
     assert "<h3>Chosen head</h3>" not in page
     plain = fit_run(settings(tmp_path, names), tmp_path, tmp_path / "pop", threads=1, only="pop")

@@ -8,7 +8,7 @@ from typing import Any
 from musketeers.config import dump
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
-from musketeers.heads.candidates import LEVEL
+from musketeers.heads.candidates import LEVEL, Candidate
 from musketeers.heads.choice import Verdict
 from musketeers.models.tuning import Try
 from musketeers.report.parts import (
@@ -173,7 +173,7 @@ def _choice(verdicts: Mapping[str, Verdict]) -> str:
         "and will be smaller for others.</p>"
     )
     columns = ["domain", "chosen", "its own best", "", "told of others", "", "gain", "p"]
-    return table(caption, columns, rows) + note
+    return table(caption, columns, rows) + _choice_of_cold(verdicts) + note
 
 
 def _sides(found: Verdict) -> list[str]:
@@ -184,6 +184,22 @@ def _sides(found: Verdict) -> list[str]:
     return [
         *sides, escape(told.name), number(told.valid), percent(found.gain), escape(chance(found.p)),
     ]  # fmt: skip
+
+
+def _choice_of_cold(verdicts: Mapping[str, Verdict]) -> str:
+    rows = [
+        row(name, [escape(best.name), number(best.valid), number(popular),
+                   percent(best.valid / popular - 1 if popular else math.nan)])
+        for name, found in verdicts.items()
+        if (popular := found.popular) is not None
+        for best in [found.cold or Candidate("pop", "what is popular", popular)]
+    ]  # fmt: skip
+    caption = (
+        "What cold users get, whom only other domains know: NDCG@10 on validation with histories "
+        "hidden, beside popularity"
+    )
+    columns = ["domain", "chosen", "", "popularity", "gain"]
+    return table(caption, columns, rows) if rows else ""
 
 
 def _tuning(tries: Mapping[str, Sequence[Try]]) -> str:
