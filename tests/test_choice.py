@@ -194,7 +194,7 @@ def test_cold_users_get_what_is_best_without_their_history(world):
 def test_cold_weights_are_the_least_squares_of_a_general_solver(world):
     validation, shared, _factors = world
     train, told = validation.split.train, shared.without("film")
-    made = cold_linear(train, told, 7.0)
+    made = cold_linear(train, told)(7.0)
     both = train.known_users() & told.known.any(axis=1)
     inputs = np.hstack([told.values[:, 0], np.ones((len(both), 1))])[both]
     # a penalty is a row of its own for each weight, but for the constant's
@@ -207,7 +207,7 @@ def test_cold_weights_are_the_least_squares_of_a_general_solver(world):
     scores = made.score(np.flatnonzero(both))
     np.testing.assert_allclose(scores, inputs @ wanted, rtol=1e-3, atol=1e-3)
     # held back without bounds, they leave what all of these users like
-    flat = cold_linear(train, told, 1e9).score(np.flatnonzero(both)[:1])[0]
+    flat = cold_linear(train, told)(1e9).score(np.flatnonzero(both)[:1])[0]
     np.testing.assert_allclose(flat, liked[both].mean(axis=0), atol=1e-3)
 
 

@@ -1,5 +1,6 @@
 """What users are served in a domain that has no history of theirs, though others know them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -55,8 +56,9 @@ def choose_cold(
     found = Candidates(looked_at)
     found.enter("cat_art", "cat_art", hidden)
     if bytes_needed(train, told) <= max_bytes:
+        at = cold_linear(train, told)
         for strength in _REGULARIZATIONS:
-            found.enter("linear", f"linear({strength:g})", cold_linear(train, told, strength))
+            found.enter("linear", f"linear({strength:g})", at(strength))
         found.enter_blends("linear", "cat_art")
     popular = looked_at.by_user(popularity(train))
     if found.p_over(popular, seed) < LEVEL:
@@ -64,8 +66,10 @@ def choose_cold(
     return ColdChoice(None, None, float(popular.mean()))
 
 
-def cold_linear(train: Interactions, told: UserEmbeddings, regularization: float) -> Factors:
+def cold_linear(train: Interactions, told: UserEmbeddings) -> Callable[[float], Factors]:
     r"""Items by least squares on what the other domains tell of a user, and nothing else.
+
+    As a function of the regularisation, so that all share the sums over users.
 
     With R the training pairs and E the embeddings side by side, of the users whom both know, C and
     b minimise
@@ -79,14 +83,18 @@ def cold_linear(train: Interactions, told: UserEmbeddings, regularization: float
     users = train.known_users() & told.known.any(axis=1)
     inputs = _inputs(told)
     of_both = inputs[users].astype(np.float64)
-    held = np.full(inputs.shape[1], regularization)
-    held[-1] = 0
     products = of_both.T @ of_both
     # where nobody is in both, all is 0
     products[-1, -1] = max(products[-1, -1], 1)
     targets = (history(train)[users].T @ of_both).T
-    weights = solve(products + np.diag(held), targets, assume_a="pos")
-    return Factors(inputs, np.ascontiguousarray(weights.T, dtype=np.float32))
+
+    def at(regularization: float) -> Factors:
+        held = np.full(len(products), regularization)
+        held[-1] = 0
+        weights = solve(products + np.diag(held), targets, assume_a="pos")
+        return Factors(inputs, np.ascontiguousarray(weights.T, dtype=np.float32))
+
+    return at
 
 
 def bytes_needed(train: Interactions, told: UserEmbeddings) -> int:
