@@ -6,7 +6,6 @@ from scipy.sparse import csr_array
 from test_ease import only, pairs
 
 from musketeers.baselines.ease import EaseSettings, ease
-from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.baselines.linear import Linear
 from musketeers.baselines.popularity import popularity
 from musketeers.data.synthetic import planted
@@ -18,6 +17,7 @@ from musketeers.heads.blend import blend, equal_weight, with_history
 from musketeers.heads.candidates import LEVEL, p_of_best
 from musketeers.heads.choice import choose
 from musketeers.heads.cold import cold_linear
+from musketeers.pretrain.ials import IalsSettings, ials
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
@@ -237,6 +237,28 @@ def test_without_the_memory_for_linear_models_vectors_are_all_there_is(world):
     assert made.verdict.chosen.kind == "smf"
     assert made.scorer is world[2]
     assert made.verdict.p == 1
+
+
+def test_where_linear_models_do_not_fit_items_are_solved_by_least_squares(world):
+    validation, _shared, factors = world
+    made = film(*world, max_bytes=500_000)
+    kinds = {name.split("(")[0] for name in made.tried}
+    assert kinds == {"smf", "cat_art", "smf_ials", "ials_head"}
+    verdict = made.verdict
+    assert verdict.transfers
+    assert verdict.chosen.kind in ("ials_head", "ials_head+cat_art")
+    assert validation.ndcg(made.scorer) == verdict.chosen.valid == max(made.tried.values())
+    assert verdict.own.kind in ("smf", "smf_ials", "smf_ials+smf")
+    split = validation.split
+    test = [
+        evaluate(model, split.test, split.seen(), ks=(10,), n_threads=1).values["ndcg@10"].mean()
+        for model in (made.scorer, factors)
+    ]
+    assert test[0] > 1.05 * test[1]
+    strengths = sorted(
+        float(name[9:-1]) for name in made.tried if name.startswith("smf_ials(") and "+" not in name
+    )
+    assert np.allclose(np.diff(np.log(strengths)), np.log(3), atol=0.01)
 
 
 def test_work_that_would_take_too_long_is_left_out(world, monkeypatch):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from contract import PersonalScorerContract
 
-from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.baselines.popularity import popularity
 from musketeers.data.domains import Split
 from musketeers.data.interactions import Interactions
@@ -12,6 +11,7 @@ from musketeers.data.synthetic import planted
 from musketeers.errors import ConfigError, DivergedError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
+from musketeers.pretrain.ials import IalsSettings, ials
 from musketeers.run_folder import FolderCheckpoint
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched

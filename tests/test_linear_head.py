@@ -6,7 +6,6 @@ from contract import PersonalScorerContract
 from test_ease import by_definition, dense, only, pairs
 
 from musketeers.baselines.ease import EaseSettings, ease
-from musketeers.baselines.ials import IalsSettings, ials
 from musketeers.data.interactions import Interactions
 from musketeers.data.synthetic import planted
 from musketeers.errors import ConfigError, DataError
@@ -14,6 +13,7 @@ from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.linear import LinearSettings, linear
+from musketeers.pretrain.ials import IalsSettings, ials
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 

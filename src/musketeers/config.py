@@ -101,9 +101,27 @@ class SplitConfig(_Section):
         return self
 
 
-class PretrainConfig(_Section):
-    """Stage 1: matrix factorisation of one domain alone (SMF), by BPR."""
+class GivenConfig(_Section):
+    """One domain's vectors that were made elsewhere; Parquet or safetensors."""
 
+    users: str
+    """The file of the users' vectors."""
+    items: str | None = None
+    """That of the items'; without it they are found by least squares for the users'."""
+
+
+Method = Literal["bpr", "ials", "given"]
+
+
+class PretrainConfig(_Section):
+    """Stage 1: one domain alone; by matrix factorisation (SMF), or with vectors made elsewhere."""
+
+    method: Method | dict[str, Method] = "bpr"
+    """One for all domains or a table with one per domain.  bpr: pairwise ranking, as in the paper;
+    ials: least squares over all pairs; given: vectors made elsewhere.  The other settings are those
+    of bpr."""
+    given: dict[str, GivenConfig] = {}
+    """Domain name -> the files, for the domains whose method is given."""
     learning_rate: Positive = 0.1
     """Adagrad's step before it is divided by the root of the summed squared gradients; the fastest
     that is tried."""
@@ -122,6 +140,11 @@ class PretrainConfig(_Section):
     """Epochs from one validation to the next; a validation can cost more than an epoch."""
     patience: Count = 12
     """Epochs without a better validation NDCG@10 before training stops."""
+
+    def method_of(self, domain: str) -> Method:
+        """How this domain learns alone."""
+        # a domain that a control adds has no place in the table
+        return self.method if isinstance(self.method, str) else self.method.get(domain, "bpr")
 
 
 class CatConfig(_Section):
@@ -186,6 +209,22 @@ class RunConfig(_Section):
     pretrain: PretrainConfig = PretrainConfig()
     cat: CatConfig = CatConfig()
     art: ArtConfig = ArtConfig()
+
+    @model_validator(mode="after")
+    def _every_domain_has_a_stage_1(self) -> Self:
+        names, methods = set(self.data.domains), self.pretrain.method
+        if isinstance(methods, dict) and (wrong := names ^ set(methods)):
+            raise ValueError(
+                "pretrain.method must name one method for each domain; "
+                f"check {', '.join(sorted(wrong))}"
+            )
+        given = {name for name in names if self.pretrain.method_of(name) == "given"}
+        if wrong := given ^ set(self.pretrain.given):
+            raise ValueError(
+                "pretrain.given must name files for the domains whose method is given, and for no "
+                f"others; check {', '.join(sorted(wrong))}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _split_has_times(self) -> Self:

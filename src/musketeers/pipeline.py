@@ -13,7 +13,9 @@ from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.choice import Chosen, choose
-from musketeers.pretrain.mf import Pretrained, pretrain
+from musketeers.pretrain.alone import learn_alone
+from musketeers.pretrain.given import Given
+from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Job
@@ -33,11 +35,16 @@ class Models:
 
 
 def cat_art(
-    splits: Mapping[str, Split], config: RunConfig, jobs: Jobs, *, n_threads: int
+    splits: Mapping[str, Split],
+    config: RunConfig,
+    jobs: Jobs,
+    *,
+    n_threads: int,
+    given: Mapping[str, Given] | None = None,
 ) -> Models:
     """Every domain's model before and after it learned from the others."""
     # 1. Pretrain: every domain learns alone.
-    alone = smf(splits, config, jobs, n_threads=n_threads)
+    alone = smf(splits, config, jobs, n_threads=n_threads, given=given)
 
     # 2. Exchange: the users' embeddings leave the domains, and nothing else does.
     shared = exchanged(splits, alone)
@@ -52,15 +59,23 @@ def cat_art(
 
 
 def smf(
-    splits: Mapping[str, Split], config: RunConfig, jobs: Jobs, *, n_threads: int
+    splits: Mapping[str, Split],
+    config: RunConfig,
+    jobs: Jobs,
+    *,
+    n_threads: int,
+    given: Mapping[str, Given] | None = None,
 ) -> dict[str, Pretrained]:
-    """Every domain's model by itself; all there is to do for one domain."""
+    """Every domain's model by itself; all there is to do for one domain.
+
+    `given` has the vectors of the domains that do not train but bring theirs.
+    """
     seed = Seed(config.seed)
     looked_at = validations(splits, seed, n_threads=n_threads)
     return {
-        name: pretrain(
-            split, looked_at[name], config.pretrain, seed.child("pretrain", name),
-            jobs("pretrain", name, config.pretrain.max_epochs), dim=config.dim,
+        name: learn_alone(
+            name, split, looked_at[name], (given or {}).get(name), config,
+            seed.child("pretrain", name), jobs("pretrain", name, config.pretrain.max_epochs),
         )
         for name, split in splits.items()
     }  # fmt: skip

@@ -33,6 +33,8 @@ from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads
 from musketeers.pipeline import Models, cat_art, choices, smf, validations
+from musketeers.pretrain import given
+from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.recommender import DomainModel, Recommender
@@ -114,8 +116,9 @@ def fit_run(
         threads = RunFolder(out).manifest()["threads"]
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(only, n_tries, n_domains=len(config.data.domains))
-    data = _Data.of(readers.read(config.data, base=base), config, watch)
+    data = _Data.of(readers.read(config.data, base=base), config, base, watch)
     inputs = {**fingerprints(data.domains), "models": ",".join(measured)}
+    inputs |= {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
     if n_tries > 1:
         inputs["tries"] = str(n_tries)
     with (
@@ -164,7 +167,7 @@ def fit(
     config = configuration.parse({**settings, "data": {**section, "domains": domains}}, "fit()")
     watch, n_threads = watch or Quiet(), _thread_count(threads)
     measured = _models_to_measure(only, n_tries, n_domains=len(frames))
-    data = _Data.of(readers.from_frames(frames, config.data), config, watch)
+    data = _Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
     with libraries_on_one_thread():
         jobs = _Jobs(None, data.splits, watch, n_threads)
         fits = _train(config, data, measured, n_tries, jobs)
@@ -243,14 +246,27 @@ class _Data:
     domains: Domains
     overlap: OverlapReport
     splits: Mapping[str, Split]
+    given: Mapping[str, Given]
+    """Vectors made elsewhere, of the domains that bring theirs."""
 
     @classmethod
-    def of(cls, reading: Reading, config: RunConfig, watch: Watch) -> "_Data":
-        overlap = overlap_report(reading)
+    def of(cls, reading: Reading, config: RunConfig, base: Path, watch: Watch) -> "_Data":
+        domains, overlap = reading.domains, overlap_report(reading)
         for warning in overlap.warnings:
             watch.say(f"warning: {warning}")
-        splits = split(reading.domains, config.split, Seed(config.seed))
-        return cls(reading.domains, overlap, splits)
+        vectors = {
+            name: given.read(files, domains.domains[name], domains.users, base=base)
+            for name, files in config.pretrain.given.items()
+        }
+        for name, found in vectors.items():
+            for what, missing in found.missing.items():
+                if missing:
+                    watch.say(
+                        f"warning: {name}: {missing:,} {what} have no vector and get the mean of "
+                        "the others"
+                    )
+        splits = split(domains, config.split, Seed(config.seed))
+        return cls(domains, overlap, splits, vectors)
 
 
 class _Jobs:
@@ -331,9 +347,10 @@ def _train(
             return _one(last, config, data, n_tries, jobs)
         stages = Models({})
         if "cat_art" in measured:
-            stages = cat_art(data.splits, config, jobs, n_threads=jobs.n_threads)
+            stages = cat_art(data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given)
         elif "smf" in measured:
-            stages = Models(smf(data.splits, config, jobs, n_threads=jobs.n_threads))
+            alone = smf(data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given)
+            stages = Models(alone)
         made = {m: _staged(m, data.splits, stages) for m in measured if m in STAGED}
         if last == "chosen":
             return _choose(stages, made, config, data, jobs)
@@ -383,7 +400,7 @@ def _one(model: str, config: RunConfig, data: _Data, n_tries: int, jobs: _Jobs) 
             task = Task(
                 {name: data.splits[name] for name in names},
                 {name: looked_at[name] for name in names},
-                config, alone, jobs.n_threads, jobs, memory, domain,
+                config, alone, jobs.n_threads, jobs, memory, domain, data.given,
             )  # fmt: skip
             found[domain or "all"] = fitted(
                 name, MODELS[name], task, n_tries=n_tries,

@@ -127,5 +127,10 @@ def checked(
         if number < 1:
             raise ConfigError(f"{what} is {number}; a comparison needs at least 1")
     check(models, n_domains=len(config.data.domains))
+    if config.pretrain.given:
+        raise ConfigError(
+            f"pretrain.given has vectors of {', '.join(config.pretrain.given)}, but a comparison "
+            "trains every model itself; set pretrain.method to bpr or ials"
+        )
     # the domain alone is what everything is measured against
     return tuple(dict.fromkeys(["smf", *models]))

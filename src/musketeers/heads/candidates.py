@@ -27,7 +27,8 @@ class Candidate:
     """One of the models that a domain could get."""
 
     kind: str
-    """Its own ``smf``, ``ease``, ``ease+smf``; told ``cat_art``, ``linear``, ``linear+cat_art``."""
+    """Its own ``smf``, ``ease``, ``ease+smf``; told ``cat_art``, ``linear``, ``linear+cat_art``; of
+    a large catalogue ``smf_ials`` and ``ials_head`` in place of ``ease`` and ``linear``."""
     name: str
     """With its settings: ``linear(100, 2) + 0.4 cat_art`` has regularisation 100, source weight 2,
     and .4 of the second model (`equal_weight`)."""

@@ -4,15 +4,21 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from threadpoolctl import threadpool_limits
 
 from musketeers.baselines.linear import Linear
+from musketeers.data.interactions import Interactions
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import LEVEL, Candidate, Candidates
 from musketeers.heads.cold import choose_cold
-from musketeers.heads.linear import bytes_needed, linear_by_weight
+from musketeers.heads.ials import IalsHeadSettings, ials_by_setting
+from musketeers.heads.ials import bytes_needed as ials_bytes
+from musketeers.heads.ials import work as ials_work
+from musketeers.heads.linear import bytes_needed as linear_bytes
+from musketeers.heads.linear import linear_by_weight
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Epoch, Job
@@ -21,13 +27,29 @@ MOST_WORK = 6_000_000_000_000
 """Cubes of the number of items that all inverses of a domain may take together: some minutes on
 one processor.  Counted, not timed, so that the choice is the same on every machine."""
 
-_START, _STEP, _LEAST, _MOST = 100.0, 3.0, 1.0, 10_000.0
-"""Regularisation of the linear models: where the search starts, the factor between neighbours, and
-the bounds beyond which it does not go."""
+_STEP = 3.0
+"""Between neighbouring regularisations."""
 
 _SOURCE_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _MODELS = 5
 """Linear ones at the same time: the best and the best unblended, own and told, and the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A model of the domain's items, and the same model told of others with some weight."""
+
+    own: str
+    told: str
+    start: float
+    """Where the search for a regularisation begins."""
+    least: float
+    most: float
+    """Bounds beyond which it does not go."""
+
+
+_LINEAR = _Family("ease", "linear", start=100.0, least=1.0, most=10_000.0)
+_IALS = _Family("smf_ials", "ials_head", start=0.03, least=1e-3, most=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +119,21 @@ def choose(
     CAT-ART as it serves them).  A domain without others, for which both are None, gets the best of
     its own.
 
-    Where linear models need more than `max_bytes`, or one inverse takes more than `MOST_WORK`, SMF
-    and CAT-ART are all there is; the search ends before its inverses together take more.
+    Where linear models need more than `max_bytes`, or one inverse takes more than `MOST_WORK`, the
+    iALS head, told and untold, takes their place; where that too needs more, SMF and CAT-ART are
+    all there is.  The search ends before it takes more.
     """
-    own, train = Candidates(validation), validation.split.train
+    own = Candidates(validation)
     own.enter("smf", "smf", alone)
     told = Candidates(validation) if transferred else None
     if told and transferred:
         told.enter("cat_art", "cat_art", transferred)
-    width = (len(shared.domains) - 1) * alone.items.shape[1]
-    needed = bytes_needed(train.n_users, train.n_items, width, n_models=_MODELS)
-    most = MOST_WORK // train.n_items**3
-    if needed <= max_bytes and most:
-
-        def at(regularization: float) -> Callable[[float], Linear]:
-            # one inverse at a time, which BLAS shares out best; ranking has threads of its own
-            with threadpool_limits(validation.n_threads, user_api="blas"):
-                return linear_by_weight(
-                    target, train, shared, regularization=regularization, max_bytes=max_bytes
-                )
-
-        _search(at, own, told, most, job)
-        own.enter_blends("ease", "smf")
+    if search := _affordable(target, validation, shared, max_bytes):
+        family, at, most = search
+        _search(family, at, own, told, most, job)
+        own.enter_blends(family.own, "smf")
         if told:
-            told.enter_blends("linear", "cat_art")
+            told.enter_blends(family.told, "cat_art")
     p = told.p_over(own.values[own.best.name], seed) if told else 1.0
     cold = (
         choose_cold(
@@ -142,27 +155,75 @@ def choose(
     )
 
 
+_At = Callable[[float], Callable[[float], Linear | Factors]]
+"""Regularisation -> weight of what others tell -> the model."""
+
+
+def _affordable(
+    target: str, validation: Validation, shared: UserEmbeddings, max_bytes: int
+) -> tuple[_Family, _At, int] | None:
+    """What to search among, and how many regularisations the work allows; None if nothing."""
+    train, n_threads = validation.split.train, validation.n_threads
+    dim = shared.values.shape[2]
+    width = (len(shared.domains) - 1) * dim
+    if most := MOST_WORK // train.n_items**3:
+        needed = linear_bytes(train.n_users, train.n_items, width, n_models=_MODELS)
+        if needed <= max_bytes:
+            return _LINEAR, partial(_linear_at, target, train, shared, n_threads, max_bytes), most
+    if most := MOST_WORK // ials_work(train, width + dim, n_weights=len(_SOURCE_WEIGHTS) + 1):
+        needed = ials_bytes(train.n_users, train.n_items, width + dim, n_models=_MODELS)
+        if needed <= max_bytes:
+            made = ials_by_setting(target, train, shared, n_threads=n_threads)
+
+            def at(regularization: float) -> Callable[[float], Factors]:
+                return lambda weight: made(
+                    IalsHeadSettings(regularization=regularization, source_weight=weight)
+                )
+
+            return _IALS, at, most
+    return None
+
+
+def _linear_at(
+    target: str,
+    train: Interactions,
+    shared: UserEmbeddings,
+    n_threads: int,
+    max_bytes: int,
+    regularization: float,
+) -> Callable[[float], Linear]:
+    # one inverse at a time, which BLAS shares out best; ranking has threads of its own
+    with threadpool_limits(n_threads, user_api="blas"):
+        return linear_by_weight(
+            target, train, shared, regularization=regularization, max_bytes=max_bytes
+        )
+
+
 def _search(
-    at: Callable[[float], Callable[[float], Linear]],
+    family: _Family,
+    at: _At,
     own: Candidates,
     told: Candidates | None,
     most: int,
     job: Job,
 ) -> None:
-    """Enter EASE and linear heads at one regularisation after the other, at most so many.
+    """Enter models, own and told, at one regularisation after the other, at most so many.
 
     Whoever watches hears of each as of an epoch.
     """
     peaks: dict[float, list[float]] = {}
-    waiting = [_START]
+    waiting = [family.start]
     while waiting and len(peaks) < most:
         strength, start = waiting.pop(), time.perf_counter()
         by_weight = at(strength)
         solved = time.perf_counter()
-        peaks[strength] = [own.enter("ease", f"ease({strength:.3g})", by_weight(0.0))]
+        name = f"{family.own}({strength:.3g})"
+        peaks[strength] = [own.enter(family.own, name, by_weight(0.0))]
         if told:
             heads = [
-                told.enter("linear", f"linear({strength:.3g}, {weight:g})", by_weight(weight))
+                told.enter(
+                    family.told, f"{family.told}({strength:.3g}, {weight:g})", by_weight(weight)
+                )
                 for weight in _SOURCE_WEIGHTS
             ]
             peaks[strength].append(max(heads))
@@ -175,4 +236,4 @@ def _search(
             # the first has one neighbour here, the stronger: the weaker comes if that is no better
             beyond = {weakest: weakest / _STEP, strongest: strongest * _STEP}
             waiting = [beyond[edge] for edge in beyond if edge in bests]
-            waiting = [one for one in waiting if _LEAST <= one <= _MOST]
+            waiting = [one for one in waiting if family.least <= one <= family.most]

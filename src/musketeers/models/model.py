@@ -12,6 +12,7 @@ from musketeers.heads.choice import Chosen, Verdict
 from musketeers.models.needs import FACTORS, Needs
 from musketeers.models.space import Choice, Range, Space
 from musketeers.pipeline import Jobs
+from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
@@ -77,6 +78,8 @@ class Task:
     """What a training may take, for models that refuse to take more."""
     target: str | None = None
     """The domain to train; None for all of `splits`."""
+    given: Mapping[str, Given] = field(default_factory=dict[str, Given])
+    """Vectors made elsewhere, of the domains that bring theirs."""
 
     @property
     def targets(self) -> tuple[str, ...]:

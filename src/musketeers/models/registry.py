@@ -18,7 +18,6 @@ from musketeers.baselines.herograph import (
     herograph,
     herograph_l,
 )
-from musketeers.baselines.ials import Ials, IalsSettings, ials
 from musketeers.baselines.item_knn import ItemKnnSettings, item_knn
 from musketeers.baselines.light_gcn import LightGcn, light_gcn
 from musketeers.baselines.linear import Linear
@@ -29,6 +28,7 @@ from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig, changed
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
+from musketeers.heads.ials import IalsHeadSettings, ials_head
 from musketeers.heads.linear import LinearSettings, linear
 from musketeers.models.model import Fitted, Made, Model, Sees, Settings, Task
 from musketeers.models.needs import (
@@ -44,9 +44,11 @@ from musketeers.models.needs import (
 )
 from musketeers.models.space import Choice, Range, Space
 from musketeers.pipeline import Models, art, choices, exchanged, smf
+from musketeers.pretrain.ials import Ials, IalsSettings, ials
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
+from musketeers.scorers import Trained
 from musketeers.training import History
 
 # 1. Models of one domain
@@ -66,7 +68,7 @@ def _ease(task: Task, settings: Settings) -> Made:
     return _closed("ease", lambda name: ease(task.splits[name], chosen), task)
 
 
-def _closed(model: str, fit: Callable[[str], Linear], task: Task) -> Made:
+def _closed(model: str, fit: Callable[[str], Trained], task: Task) -> Made:
     """A model without epochs in each domain."""
     found: dict[str, Fitted] = {}
     for name in task.targets:
@@ -102,7 +104,7 @@ def _by_epochs(
 
 def _smf(task: Task, settings: Settings) -> Made:
     config = changed(task.config, _without_search(settings))
-    found = smf(task.splits, config, task.jobs, n_threads=task.n_threads)
+    found = smf(task.splits, config, task.jobs, n_threads=task.n_threads, given=task.given)
     return {name: Fitted(made.factors, made.history, made) for name, made in found.items()}
 
 
@@ -306,6 +308,16 @@ def _linear(task: Task, settings: Settings) -> Made:
     return {name: replace(made, transfers=True) for name, made in found.items()}
 
 
+def _ials_head(task: Task, settings: Settings) -> Made:
+    chosen, shared = IalsHeadSettings(**settings), exchanged(task.splits, task.alone)
+
+    def fit(name: str) -> Factors:
+        return ials_head(name, task.splits[name].train, shared, chosen, n_threads=task.n_threads)
+
+    found = _closed("ials_head", fit, task)
+    return {name: replace(made, transfers=True) for name, made in found.items()}
+
+
 def _chosen(task: Task, _: Settings) -> Made:
     _shared, aligned, transferred = _stages(task, task.config)
     found = choices(
@@ -412,6 +424,11 @@ MODELS: Mapping[str, Model] = {
         "user embeddings", _linear,
         {"regularization": Range(3.0, 3000.0), "source_weight": Range(0.3, 10.0)},
         starts_from_smf=True, needs=widened_squares(2),
+    ),
+    "ials_head": Model(
+        "user embeddings", _ials_head,
+        {"unobserved_weight": Range(0.02, 0.5), "regularization": Range(1e-3, 0.1),
+         "source_weight": Range(0.3, 10.0)}, starts_from_smf=True, needs=wide_vectors,
     ),
     "chosen": Model(
         "user embeddings", _chosen, joint=True, starts_from_smf=True, needs=widened_squares(5)

@@ -40,6 +40,8 @@ _MODELS = {
     "cat_art_linear": "-Attention (linear)",
     "cat_art_no_global": "-Global embedding",
     "linear": "Linear head",
+    "smf_ials": "SMF, items by iALS",
+    "ials_head": "iALS head",
     "chosen": "Chosen head",
     "items_control": "Items control",
     "cat_art_shuffled": "CAT-ART, shuffled users",

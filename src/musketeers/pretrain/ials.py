@@ -113,7 +113,7 @@ class _Ials:
         *,
         dim: int,
     ) -> None:
-        self._train, self._by_item = train, _transposed(train)
+        self._train, self._by_item = train, transposed(train)
         self._settings, self._validation = settings, validation
         scale = np.float32(settings.init_scale / np.sqrt(dim))
         rng = seed.child("init").numpy()
@@ -127,7 +127,7 @@ class _Ials:
         self._solve(self._train, self.items, self.users)
         minima = self._solve(self._by_item, self.users, self.items)
         # the items' minima hold all of the objective but what holds the users back
-        strengths = self._strengths(self._train)
+        strengths = _strengths(self._train, self._settings)
         lengths = np.einsum("ud,ud->u", self.users, self.users, dtype=np.float64)
         return (minima.sum() + strengths @ lengths) / max(len(self._train), 1)
 
@@ -143,38 +143,52 @@ class _Ials:
         """See `Trainable.restore`."""
         self.users[:], self.items[:] = state["users"], state["items"]
 
-    def _strengths(self, rows: Interactions) -> Float64[np.ndarray, " row"]:
-        others = np.count_nonzero(rows.item_counts())
-        weights = rows.counts() + self._settings.unobserved_weight * others
-        return self._settings.regularization * weights
-
     def _solve(
         self,
         rows: Interactions,
         fixed: Float32[np.ndarray, "column dim"],
         solved: Float32[np.ndarray, "row dim"],
     ) -> Float64[np.ndarray, " row"]:
-        """Make every row of `solved` the best for `fixed`; each row's part of the objective."""
-        weight = np.float32(self._settings.unobserved_weight)
-        minima = np.zeros(len(solved))
-        solve = partial(
-            _solve_rows,
-            rows.indptr, rows.items, fixed, weight * (fixed.T @ fixed),
-            self._strengths(rows).astype(np.float32), solved, minima,
-        )  # fmt: skip
-        n_threads = self._validation.n_threads
-        # a factorisation costs about as much as this many interactions
-        parts = even_parts(rows.counts() + fixed.shape[1] // 3, n_threads * _PARTS_PER_THREAD)
-        each(lambda n: solve(parts[n].start, parts[n].stop), len(parts), n_threads=n_threads)
-        return minima
+        return solve(rows, fixed, solved, self._settings, n_threads=self._validation.n_threads)
 
 
-def _transposed(train: Interactions) -> Interactions:
+def solve(
+    rows: Interactions,
+    fixed: Float32[np.ndarray, "column dim"],
+    solved: Float32[np.ndarray, "row dim"],
+    settings: IalsSettings,
+    *,
+    n_threads: int,
+) -> Float64[np.ndarray, " row"]:
+    """Make every row of `solved` the best for `fixed`; each row's part of the objective.
+
+    Half an epoch of `ials`: `rows` has the observed columns of each row, and `fixed` zeros for
+    columns that no row has.  Bitwise the same on any number of threads.
+    """
+    weight = np.float32(settings.unobserved_weight)
+    minima = np.zeros(len(solved))
+    part = partial(
+        _solve_rows,
+        rows.indptr, rows.items, fixed, weight * (fixed.T @ fixed),
+        _strengths(rows, settings).astype(np.float32), solved, minima,
+    )  # fmt: skip
+    # a factorisation costs about as much as this many interactions
+    parts = even_parts(rows.counts() + fixed.shape[1] // 3, n_threads * _PARTS_PER_THREAD)
+    each(lambda n: part(parts[n].start, parts[n].stop), len(parts), n_threads=n_threads)
+    return minima
+
+
+def transposed(train: Interactions) -> Interactions:
     """The users of every item, as rows."""
     order = np.argsort(train.items, kind="stable")
     return Interactions.from_sorted(
         train.items[order], train.users()[order], n_users=train.n_items, n_items=train.n_users
     )
+
+
+def _strengths(rows: Interactions, settings: IalsSettings) -> Float64[np.ndarray, " row"]:
+    others = np.count_nonzero(rows.item_counts())
+    return settings.regularization * (rows.counts() + settings.unobserved_weight * others)
 
 
 # Compiled loops: `no_type_check` keeps the tests' shape checker, which Numba cannot compile, out.
