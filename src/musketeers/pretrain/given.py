@@ -129,8 +129,8 @@ def _placed(
         )
     if (repeated := ids.is_duplicated()).any():
         raise DataError(
-            f"{path}: {repeated.sum()} rows repeat an id, such as {ids.filter(repeated)[0]!r}; give "
-            "one vector for each id"
+            f"{path}: {repeated.sum()} rows repeat an id, such as {ids.filter(repeated)[0]!r}; "
+            "give one vector for each id"
         )
     _check(path, ids, vectors)
     rows = vocabulary.rows(ids)
@@ -194,8 +194,8 @@ def _of_tensors(
         or (ids.ndim, vectors.ndim) != (1, 2)
     ):
         raise DataError(
-            f"{path}: {_IDS!r} is {ids.dtype} of shape {ids.shape}, {_VECTORS!r} {vectors.dtype} of "
-            f"shape {vectors.shape}; give integers, and for each a row of floats"
+            f"{path}: {_IDS!r} is {ids.dtype} of shape {ids.shape}, {_VECTORS!r} "
+            f"{vectors.dtype} of shape {vectors.shape}; give integers, and for each a row of floats"
         )
     return _paired(path, pl.Series(_IDS, ids), vectors)
 
