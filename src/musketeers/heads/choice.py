@@ -4,12 +4,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from threadpoolctl import threadpool_limits
 
 from musketeers.baselines.linear import Linear
-from musketeers.data.interactions import Interactions
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import LEVEL, Candidate, Candidates
@@ -33,23 +31,6 @@ _STEP = 3.0
 _SOURCE_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _MODELS = 5
 """Linear ones at the same time: the best and the best unblended, own and told, and the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """A model of the domain's items, and the same model told of others with some weight."""
-
-    own: str
-    told: str
-    start: float
-    """Where the search for a regularisation begins."""
-    least: float
-    most: float
-    """Bounds beyond which it does not go."""
-
-
-_LINEAR = _Family("ease", "linear", start=100.0, least=1.0, most=10_000.0)
-_IALS = _Family("smf_ials", "ials_head", start=0.03, least=1e-3, most=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +109,11 @@ def choose(
     told = Candidates(validation) if transferred else None
     if told and transferred:
         told.enter("cat_art", "cat_art", transferred)
-    if search := _affordable(target, validation, shared, max_bytes):
-        family, at, most = search
-        _search(family, at, own, told, most, job)
-        own.enter_blends(family.own, "smf")
+    if ladder := _ladder(target, validation, shared, max_bytes):
+        _search(ladder, own, told, job)
+        own.enter_blends(ladder.own, "smf")
         if told:
-            told.enter_blends(family.told, "cat_art")
+            told.enter_blends(ladder.told, "cat_art")
     p = told.p_over(own.values[own.best.name], seed) if told else 1.0
     cold = (
         choose_cold(
@@ -155,74 +135,74 @@ def choose(
     )
 
 
-_At = Callable[[float], Callable[[float], Linear | Factors]]
-"""Regularisation -> weight of what others tell -> the model."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ladder:
+    """Models of the domain's items at any regularisation, told of others with any weight."""
+
+    own: str
+    """What they are called at weight 0."""
+    told: str
+    at: Callable[[float], Callable[[float], Linear | Factors]]
+    """Regularisation -> weight -> the model."""
+    start: float
+    """The regularisation where the search begins."""
+    least: float
+    most: float
+    """Bounds beyond which it does not go."""
+    n: int
+    """How many the work allows."""
 
 
-def _affordable(
+def _ladder(
     target: str, validation: Validation, shared: UserEmbeddings, max_bytes: int
-) -> tuple[_Family, _At, int] | None:
-    """What to search among, and how many regularisations the work allows; None if nothing."""
+) -> _Ladder | None:
+    """The linear models where they can be had, else the iALS head's; None if neither."""
     train, n_threads = validation.split.train, validation.n_threads
+    size = train.n_users, train.n_items
     dim = shared.values.shape[2]
-    width = (len(shared.domains) - 1) * dim
-    if most := MOST_WORK // train.n_items**3:
-        needed = linear_bytes(train.n_users, train.n_items, width, n_models=_MODELS)
-        if needed <= max_bytes:
-            return _LINEAR, partial(_linear_at, target, train, shared, n_threads, max_bytes), most
-    if most := MOST_WORK // ials_work(train, width + dim, n_weights=len(_SOURCE_WEIGHTS) + 1):
-        needed = ials_bytes(train.n_users, train.n_items, width + dim, n_models=_MODELS)
-        if needed <= max_bytes:
-            made = ials_by_setting(target, train, shared, n_threads=n_threads)
+    width = len(shared.domains) * dim
 
-            def at(regularization: float) -> Callable[[float], Factors]:
-                return lambda weight: made(
-                    IalsHeadSettings(regularization=regularization, source_weight=weight)
-                )
+    def linear_at(regularization: float) -> Callable[[float], Linear]:
+        # one inverse at a time, which BLAS shares out best; ranking has threads of its own
+        with threadpool_limits(n_threads, user_api="blas"):
+            return linear_by_weight(
+                target, train, shared, regularization=regularization, max_bytes=max_bytes
+            )
 
-            return _IALS, at, most
+    n = MOST_WORK // train.n_items**3
+    if n and linear_bytes(*size, width - dim, n_models=_MODELS) <= max_bytes:
+        return _Ladder("ease", "linear", linear_at, 100.0, 1.0, 10_000.0, n)
+
+    by_setting = ials_by_setting(target, train, shared, n_threads=n_threads)
+
+    def ials_at(regularization: float) -> Callable[[float], Factors]:
+        return lambda weight: by_setting(
+            IalsHeadSettings(regularization=regularization, source_weight=weight)
+        )
+
+    n = MOST_WORK // ials_work(train, width, n_weights=len(_SOURCE_WEIGHTS) + 1)
+    if n and ials_bytes(*size, width, n_models=_MODELS) <= max_bytes:
+        return _Ladder("smf_ials", "ials_head", ials_at, 0.03, 1e-3, 1.0, n)
     return None
 
 
-def _linear_at(
-    target: str,
-    train: Interactions,
-    shared: UserEmbeddings,
-    n_threads: int,
-    max_bytes: int,
-    regularization: float,
-) -> Callable[[float], Linear]:
-    # one inverse at a time, which BLAS shares out best; ranking has threads of its own
-    with threadpool_limits(n_threads, user_api="blas"):
-        return linear_by_weight(
-            target, train, shared, regularization=regularization, max_bytes=max_bytes
-        )
-
-
-def _search(
-    family: _Family,
-    at: _At,
-    own: Candidates,
-    told: Candidates | None,
-    most: int,
-    job: Job,
-) -> None:
-    """Enter models, own and told, at one regularisation after the other, at most so many.
+def _search(ladder: _Ladder, own: Candidates, told: Candidates | None, job: Job) -> None:
+    """Enter models, own and told, at one regularisation after the other.
 
     Whoever watches hears of each as of an epoch.
     """
     peaks: dict[float, list[float]] = {}
-    waiting = [family.start]
-    while waiting and len(peaks) < most:
+    waiting = [ladder.start]
+    while waiting and len(peaks) < ladder.n:
         strength, start = waiting.pop(), time.perf_counter()
-        by_weight = at(strength)
+        by_weight = ladder.at(strength)
         solved = time.perf_counter()
-        name = f"{family.own}({strength:.3g})"
-        peaks[strength] = [own.enter(family.own, name, by_weight(0.0))]
+        name = f"{ladder.own}({strength:.3g})"
+        peaks[strength] = [own.enter(ladder.own, name, by_weight(0.0))]
         if told:
             heads = [
                 told.enter(
-                    family.told, f"{family.told}({strength:.3g}, {weight:g})", by_weight(weight)
+                    ladder.told, f"{ladder.told}({strength:.3g}, {weight:g})", by_weight(weight)
                 )
                 for weight in _SOURCE_WEIGHTS
             ]
@@ -236,4 +216,4 @@ def _search(
             # the first has one neighbour here, the stronger: the weaker comes if that is no better
             beyond = {weakest: weakest / _STEP, strongest: strongest * _STEP}
             waiting = [beyond[edge] for edge in beyond if edge in bests]
-            waiting = [one for one in waiting if family.least <= one <= family.most]
+            waiting = [one for one in waiting if ladder.least <= one <= ladder.most]
