@@ -145,8 +145,8 @@ def main() -> None:
         found[name] = {domain: summary([one[domain] for one in seeds]) for domain in seeds[0]}
         print(f"### {name}: {asked.seeds} seeds, nobody the same in two domains\n")
         print(
-            "| domain | told model taken | NDCG@10 against its own best, mean (95 %) | worst seed | "
-            "seeds worse, better (p < .05 each) |"
+            "| domain | told model taken | NDCG@10 against its own best, mean (95 %) | worst seed "
+            "| seeds worse, better (p < .05 each) |"
         )
         print("|---|--:|--:|--:|--:|")
         for domain, one in found[name].items():
