@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 
 import musketeers
 from musketeers import config as configuration
+from musketeers import runs
 from musketeers.comparison.study import compare_models
 from musketeers.config import GivenConfig, PretrainConfig
 from musketeers.data.domains import Domain
@@ -279,6 +280,20 @@ def test_a_domain_that_brings_its_own_vectors_is_as_good_as_if_it_had_learned_th
     table(model.users.values, 2 * saved["users"]).write_parquet(tmp_path / "u.parquet")
     with pytest.raises(RunError, match=r"was started with other inputs .*tv, vectors"):
         fit_run(parsed(pretrain), tmp_path, out, threads=1, resume=True)
+
+
+def test_vectors_are_looked_at_with_the_data(tables, tmp_path):
+    for name, frame in tables.items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    pretrain = {
+        "method": {"tv": "given", "film": "bpr"}, "given": {"tv": {"users": "u.parquet"}},
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"u\.parquet: cannot be read: No such file"):
+        runs.read_data(parsed(pretrain), tmp_path)
+    table(tables["tv"]["user_id"].unique(), vectors(150)[: tables["tv"]["user_id"].n_unique()]
+          ).write_parquet(tmp_path / "u.parquet")  # fmt: skip
+    reading, _ = runs.read_data(parsed(pretrain), tmp_path)
+    assert list(reading.domains.domains) == list(NAMES)
 
 
 def test_settings_that_do_not_fit_together_are_refused():

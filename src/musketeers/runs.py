@@ -84,8 +84,12 @@ class Quiet:
 
 
 def read_data(config: RunConfig, base: Path) -> tuple[Reading, OverlapReport]:
-    """The configured files, and what they share; relative paths start at `base`."""
+    """The configured files, and what they share; relative paths start at `base`.
+
+    Vectors made elsewhere are read too, and refused like the data.
+    """
     reading = readers.read(config.data, base=base)
+    _vectors(config, reading.domains, base)
     return reading, overlap_report(reading)
 
 
@@ -254,10 +258,7 @@ class _Data:
         domains, overlap = reading.domains, overlap_report(reading)
         for warning in overlap.warnings:
             watch.say(f"warning: {warning}")
-        vectors = {
-            name: given.read(files, domains.domains[name], domains.users, base=base)
-            for name, files in config.pretrain.given.items()
-        }
+        vectors = _vectors(config, domains, base)
         for name, found in vectors.items():
             for what, missing in found.missing.items():
                 if missing:
@@ -267,6 +268,13 @@ class _Data:
                     )
         splits = split(domains, config.split, Seed(config.seed))
         return cls(domains, overlap, splits, vectors)
+
+
+def _vectors(config: RunConfig, domains: Domains, base: Path) -> dict[str, Given]:
+    return {
+        name: given.read(files, domains.domains[name], domains.users, base=base)
+        for name, files in config.pretrain.given.items()
+    }
 
 
 class _Jobs:
