@@ -1,11 +1,14 @@
 """Which domain helped, where it is known: two domains share a taste, a third is noise."""
 
+import io
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
+from test_cli import call, text
 
 import musketeers
 from musketeers import config as configuration
@@ -378,3 +381,68 @@ def test_one_domain_has_no_other():
     assert run.hidden == {}
     with pytest.raises(ConfigError, match="tv is the only domain of the run, so no other can"):
         helped(run, "tv")
+
+
+# --- what a person sees
+
+
+def test_the_command_tells_of_a_domain(saved):
+    asked = ("explain", saved.path, "--domain", "tv")
+    assert pl.DataFrame(json.loads(text(*asked, "--format", "json"))).equals(
+        helped(saved, "tv").cast({"users": pl.Int64})
+    )
+    shown = text(*asked)
+    assert max(map(len, shown.splitlines())) <= 80
+    for row in helped(saved, "tv").iter_rows(named=True):
+        line = next(one for one in shown.splitlines() if one.split()[:1] == [row["source"]])
+        assert f"{row['gain']:.4f}" in line
+        assert f"{row['attention']:.4f}" in line
+    code, out, err = call("explain", saved.path, "--domain", "noise", "--format", "csv")
+    assert (code, len(out.splitlines())) == (0, 1)
+    line = "what serves the users of noise is told of no other domain; there is nothing to hide"
+    assert err == f"note: {line}\n"
+
+
+def test_the_command_tells_of_users_in_every_format(saved, tmp_path):
+    users = everybody(saved)[:3].to_list()
+    asked = ["explain", saved.path, "--domain", "tv", "--k", 4]
+    for user in users:
+        asked += ["--user", user]
+    wanted = Explainer.of(saved, "tv").explain(users, k=4).to_dicts()
+    assert json.loads(text(*asked, "--format", "json")) == wanted
+    table = pl.read_csv(io.StringIO(text(*asked, "--format", "csv")))
+    assert [json.loads(cell) for cell in table["leaves"]] == [row["leaves"] for row in wanted]
+    file = tmp_path / "rows.parquet"
+    assert text(*asked, "--format", "parquet", "--out", file) == ""
+    assert pl.read_parquet(file).to_dicts() == wanted
+    shown = text(*asked)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(item in shown for row in wanted for item in row["leaves"] + row["enters"])
+
+
+def test_the_command_says_in_one_line_what_it_cannot_tell(saved):
+    for arguments, line in (
+        (("--domain", "tvv"), "domain 'tvv' is not among"),
+        (("--domain", "tv", "--user", "nobody"), "user 'nobody' is in no domain of this run"),
+    ):
+        code, out, err = call("explain", saved.path, *arguments)
+        assert (code, out, err.count("\n")) == (1, b"", 1)
+        assert err.startswith(f"musketeers: {line}")
+    user = everybody(saved)[0]
+    _, _, err = call("explain", saved.path, "--domain", "noise", "--user", user)
+    assert f"what serves {user} in noise is told of no other domain" in err
+
+
+def test_the_report_has_gains_lists_and_attention_side_by_side(saved):
+    page = (saved.path / "report.html").read_text()
+    assert "<h2>Which domain helped</h2>" in page
+    section = page.partition("<h2>Which domain helped</h2>")[2].partition("<section>")[0]
+    for domain in ("tv", "film"):
+        for row in helped(saved, domain).iter_rows(named=True):
+            relative = row["gain"] / (row["ndcg@10"] - row["gain"])
+            assert f"{relative:+z.1%}" in section
+            assert f"{row['changed']:.0%}</td>" in section
+    assert "▲" in section
+    for weight in saved.learning.attention["tv"].values():
+        assert f"{weight:.2f}</td>" in section
+    assert "there is nothing to hide: noise (EASE + SMF)." in section
