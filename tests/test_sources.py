@@ -331,6 +331,8 @@ def test_requests_that_cannot_be_answered(run):
         helped(run, "tvv")
     with pytest.raises(UnknownNameError, match="domain 'radio' is not among"):
         without(run, "tv", "radio")
+    with pytest.raises(ConfigError, match="tv is to be hidden from itself; hide another domain"):
+        without(run, "tv", "film", "tv")
     explainer = Explainer.of(run, "tv")
     with pytest.raises(UnknownNameError, match="user 'nobody' is in no domain of this run; check"):
         explainer.explain([everybody(run)[0], "nobody"])

@@ -170,17 +170,15 @@ def measure(run: RunResult, *, n_threads: int) -> Metrics:
         served = _told(run, domain).get(_PERSONALISED)
         if served is None or _fault(run, domain, served):
             continue
-        scorer, users = (
-            run.recommender.domains[domain].scorer,
-            np.flatnonzero(split.test.known_users()),
-        )
+        scorer = run.recommender.domains[domain].scorer
+        users = np.flatnonzero(split.test.known_users())
         lists = partial(_lists, split, users, n_threads=n_threads)
         whole = lists(scorer)
         for source in _others(run, domain):
             less = lists(_retold(run, domain, _PERSONALISED, scorer, [source]))
             values = ndcg(hits_of(less, users, split.test), split.test.counts()[users])
-            kept = {_NDCG: values, _KEPT: _kept(whole, less)}
-            found.setdefault(source, {})[domain] = PerUser(users, kept)
+            both = {_NDCG: values, _KEPT: _kept(whole, less)}
+            found.setdefault(source, {})[domain] = PerUser(users, both)
     return found
 
 
@@ -188,9 +186,12 @@ def without(run: RunResult, domain: str, *sources: str) -> Recommender:
     """What would answer in `domain`, and there alone, had the `sources` told it nothing.
 
     Without any it is what is served, bit by bit.  A user whom none but the sources knows gets what
-    is popular.  Raises what `check` raises, and `UnknownNameError` for an unknown source.
+    is popular.  Raises what `check` raises, `UnknownNameError` for an unknown source, and
+    `ConfigError` for `domain` as its own.
     """
     check(run, domain)
+    if domain in sources:
+        raise ConfigError(f"{domain} is to be hidden from itself; hide another domain")
     served = run.recommender
     silent = {
         name: replace(served.model(name), known=np.zeros(len(served.users), np.bool_))
