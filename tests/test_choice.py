@@ -13,7 +13,13 @@ from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads import choice
-from musketeers.heads.blend import blend, equal_weight, with_history
+from musketeers.heads.blend import (
+    blend,
+    equal_weight,
+    reblended,
+    with_history,
+    without_inputs,
+)
 from musketeers.heads.candidates import LEVEL, p_of_best
 from musketeers.heads.choice import choose
 from musketeers.heads.cold import cold_linear
@@ -64,6 +70,32 @@ def test_told_their_history_users_are_scored_as_if_it_had_been_there():
     assert again.exact(USERS, everything).tobytes() == made.exact(USERS, everything).tobytes()
     assert (again.error(USERS) == made.error(USERS)).all()
     assert forgotten.exact(USERS, everything).tobytes() != made.exact(USERS, everything).tobytes()
+
+
+@pytest.mark.parametrize("first", ["linear", "vectors"])
+def test_a_blend_with_other_vectors_is_the_blend_that_these_would_have_made(first):
+    one = ease(only(pairs(40, 7, entropy=1)), EaseSettings(5.0)) if first == "linear" else vectors()
+    second, other = vectors(dim=5, entropy=1), vectors(dim=5, entropy=2)
+    other = Factors(other.users, second.items)
+    made, wanted = reblended(blend(one, second, 0.3), other, 0.3), blend(one, other, 0.3)
+    everything = np.tile(np.arange(7), (40, 1))
+    assert made.exact(USERS, everything).tobytes() == wanted.exact(USERS, everything).tobytes()
+    assert made.exact(USERS, everything).tobytes() != one.exact(USERS, everything).tobytes()
+
+
+def test_hidden_inputs_count_for_nothing_and_the_model_stays_as_it_was():
+    linear, factors = ease(only(pairs(40, 7, entropy=1)), EaseSettings(5.0)), vectors(dim=5)
+    before = linear.inputs.toarray(), factors.users.copy()
+    hidden = before[0].copy()
+    hidden[:, 2:4] = 0
+    made = without_inputs(linear, slice(2, 4))
+    np.testing.assert_allclose(made.score(USERS), hidden @ linear.weights, rtol=1e-5, atol=1e-6)
+    assert (made.error(USERS) <= linear.error(USERS)).all()
+    users = without_inputs(factors, slice(2, 4)).users
+    assert not users[:, 2:4].any()
+    assert (np.delete(users, [2, 3], axis=1) == np.delete(before[1], [2, 3], axis=1)).all()
+    assert (linear.inputs.toarray() == before[0]).all()
+    assert (factors.users == before[1]).all()
 
 
 def test_equal_weights_spread_scores_alike():

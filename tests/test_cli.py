@@ -15,7 +15,7 @@ from musketeers.config import load
 from musketeers.data.synthetic import frames, planted
 from musketeers.seeding import Seed
 
-COMMANDS = ("fit", "evaluate", "recommend", "check", "doctor", "demo")
+COMMANDS = ("fit", "evaluate", "recommend", "explain", "check", "doctor", "demo")
 SETTINGS = """
 dim = 4
 

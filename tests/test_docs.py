@@ -95,7 +95,8 @@ def test_commands_run_on_the_settings_beside_them(page, place, capsys):
 
 def test_the_readme_shows_fitting_and_asking(place):
     shown = {words[1] for words in commands(ROOT / "README.md") if words[0] == "musketeers"}
-    assert {"check", "fit", "recommend", "evaluate", "doctor", "demo", "compare"} == shown
+    asked = {"recommend", "explain", "evaluate", "compare"}
+    assert {"check", "fit", "doctor", "demo", *asked} == shown
     assert blocks(ROOT / "README.md", "python")
 
 

@@ -180,7 +180,7 @@ def test_recommendations_stand_together_by_user_and_are_no_markup():
         {"user_id": ["[b]u", "[b]u", "v"], "rank": [1, 2, 1], "item_id": ["\x1b[31mi", "j", "k"],
          "score": [0.5, 0.25, 0.125]}
     )  # fmt: skip
-    text = rendered(tables.recommendations(frame))
+    text = rendered(tables.answer(frame))
     assert text.count("[b]u") == 1
     assert row(text, "2") == ["2", "j", "0.2500"]
     assert "\\x1b[31mi" in text

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from musketeers.runs import evaluate_run as evaluate_run
     from musketeers.runs import fit as fit
     from musketeers.runs import fit_run as fit_run
+    from musketeers.sources import Explainer as Explainer
+    from musketeers.sources import helped as helped
 
 _HOME = {
     "ArtifactError": "musketeers.errors",
     "ConfigError": "musketeers.errors",
     "DataError": "musketeers.errors",
     "DivergedError": "musketeers.errors",
+    "Explainer": "musketeers.sources",
     "MusketeersError": "musketeers.errors",
     "Recommender": "musketeers.recommender",
     "RunConfig": "musketeers.config",
@@ -36,6 +39,7 @@ _HOME = {
     "evaluate_run": "musketeers.runs",
     "fit": "musketeers.runs",
     "fit_run": "musketeers.runs",
+    "helped": "musketeers.sources",
     "open_run": "musketeers.run_files",
 }
 

@@ -136,7 +136,7 @@ def _examples(recommender: Recommender, products: pl.DataFrame) -> Iterator[Rend
         title = f"\n{example.domain} for household {user_id[0]}, {example.what}"
         yield Text(title, style="bold")
         yield from _history(recommender, example, products)
-        yield tables.recommendations(shown.select("rank", "product", "score", "strategy"))
+        yield tables.answer(shown.select("rank", "product", "score", "strategy"))
 
 
 def _chosen(recommender: Recommender) -> Iterator[_Example]:

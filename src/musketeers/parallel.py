@@ -5,9 +5,12 @@ of threads asked for and never on which thread ran first.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
+
+from threadpoolctl import threadpool_limits
 
 
 def available_threads() -> int:
@@ -26,6 +29,25 @@ def each(job: Callable[[int], object], n: int, *, n_threads: int) -> None:
         return
     for future in [_pool(n_threads).submit(job, number) for number in range(n)]:
         future.result()
+
+
+@contextmanager
+def libraries_on_one_thread() -> Generator[None]:
+    """Hold BLAS and torch to one thread, since the work is shared out here already.
+
+    Two pools on the same processors wait for each other: BLAS's goes on spinning after a product
+    and takes the time from whatever comes next, and torch's needs up to a hundred times as long
+    for a small step on a busy machine.
+    """
+    import torch  # whoever only recommends does without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=4)

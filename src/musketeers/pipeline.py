@@ -137,15 +137,24 @@ def new_here(
     target: str, split: Split, made: Models, shared: UserEmbeddings, config: RunConfig
 ) -> Factors:
     """CAT-ART of the target as it serves users whom only other domains know, for every user."""
-    alone, aligned = made.alone[target], made.aligned
-    if aligned is None:
-        raise ValueError("there is no stage 2 yet")
+    alone = made.alone[target]
     mean = alone.factors.users[split.train.known_users()].mean(axis=0)
     anybody = replace(
         alone, factors=replace(alone.factors, users=np.tile(mean, (len(shared.known), 1)))
     )
-    told = shared.hidden(target)
-    return served(target, made.transferred[target], anybody, told, aligned.of(told), config)
+    strangers = replace(made, alone={**made.alone, target: anybody})
+    return served_with(shared.hidden(target), target, strangers, config)
+
+
+def served_with(shared: UserEmbeddings, target: str, made: Models, config: RunConfig) -> Factors:
+    """CAT-ART of the target as it is, told in both stages what is `shared` here, such as less.
+
+    Told what it learned from, bit by bit what stage 3 made.
+    """
+    if made.aligned is None:
+        raise ValueError("there is no stage 2 yet")
+    aligned = made.aligned.of(shared)
+    return served(target, made.transferred[target], made.alone[target], shared, aligned, config)
 
 
 def validations(

@@ -117,15 +117,31 @@ class Recommender:
         that is no integer of at least 1, and `DataError` for a single id, missing ids, and ids
         of a type that no user of this model can have.
         """
-        model = self._model(domain)
+        model, ids = self.model(domain), asked(user_ids, self.users)
+        ranking, strategies = self.ranked(
+            domain, self.users.rows(ids), k, exclude_seen=exclude_seen, n_threads=n_threads
+        )
+        return _frame(ids, model.items, ranking, strategies)
+
+    def ranked(
+        self,
+        domain: str,
+        rows: Int64[np.ndarray, " asked"],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        n_threads: int | None = None,
+    ) -> tuple[Ranking, Int8[np.ndarray, " asked"]]:
+        """What `recommend` gives, as rows: of users, -1 for one that no domain knows, and of items.
+
+        The second is each user's place in `STRATEGIES`.
+        """
+        model = self.model(domain)
         k = min(_count("k", k), max(len(model.items), 1))
         threads = available_threads() if n_threads is None else _count("n_threads", n_threads)
-        ids = _asked(user_ids, self.users)
-        rows = self.users.rows(ids)
         strategies = self._strategies(model, rows)
         seen = model.seen if exclude_seen else None
-        ranking = _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads)
-        return _frame(ids, model.items, ranking, strategies)
+        return _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads), strategies
 
     def save(self, path: Path | str) -> None:
         """Write everything to the new folder `path`; `load` gives it back bit by bit.
@@ -154,7 +170,8 @@ class Recommender:
             raise _damaged(folder, fault)
         return cls(users, domains, about)
 
-    def _model(self, domain: object) -> DomainModel:
+    def model(self, domain: object) -> DomainModel:
+        """That of `domain`; raises `UnknownNameError` if there is none."""
         if isinstance(domain, str) and domain in self.domains:
             return self.domains[domain]
         near = get_close_matches(str(domain), self.domains, n=1)
@@ -182,7 +199,7 @@ def _count(name: str, value: object) -> int:
     return int(value)
 
 
-def _asked(user_ids: object, users: Vocabulary) -> pl.Series:
+def asked(user_ids: object, users: Vocabulary) -> pl.Series:
     """The ids as one column of a kind that could be found among `users`."""
     try:
         if user_ids is None or isinstance(user_ids, str | bytes):

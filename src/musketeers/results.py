@@ -8,7 +8,7 @@ from typing import Any
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.data.overlap import OverlapReport
-from musketeers.evaluation.compare import Cell, Difference, compare
+from musketeers.evaluation.compare import Cell, Difference, compare, compare_pairs
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.heads.choice import Verdict
 from musketeers.models.model import Made
@@ -94,6 +94,12 @@ class RunResult:
     cold: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])
     """Of cold users (`split.cold`), in the domain that they are new to: popularity, CAT-ART, what
     they are served, and as a ceiling `WITH_HISTORY`, where the domain's model is linear."""
+    hidden: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])
+    """Source -> domain -> of every test user ``ndcg@10`` with that source hidden from what serves
+    the domain, and ``kept@10``, the share of their ten items that stay.  A domain that is told
+    nothing, or whose model cannot be told less (`sources.check`), has none."""
+    stages: Models = field(default_factory=lambda: Models({}))
+    """What the stages made, as far as it was kept; sources are hidden from it."""
 
     def serves_cold(self) -> dict[str, str]:
         """Domain -> the model for users whom only others know; ``pop`` if what is popular."""
@@ -111,6 +117,21 @@ class RunResult:
         serves = self.serves_cold()
         served = {domain: self.cold[serves[domain]][domain] for domain in self.cold.get("pop", {})}
         return compare(served, self.cold["pop"]) if served else {}
+
+    def by_source(self) -> dict[tuple[str, str], Difference]:
+        """(domain, source) -> NDCG@10 of what is served against itself with the source hidden.
+
+        Above 0 where the source helped; corrected for all pairs.  Empty where `hidden` is.
+        """
+        metric, pairs = "ndcg@10", dict[tuple[str, str], tuple[PerUser, PerUser]]()
+        for source, domains in self.hidden.items():
+            for domain, less in domains.items():
+                whole = self.metrics[self.recommender.about["model"][domain]][domain]
+                ours, theirs = (
+                    PerUser(one.users, {metric: one.values[metric]}) for one in (whole, less)
+                )
+                pairs[domain, source] = ours, theirs
+        return compare_pairs(pairs) if pairs else {}
 
     def differences(self) -> dict[Cell, Difference]:
         """What recommends against each domain alone (SMF); empty if the run has one model alone."""

@@ -2,7 +2,7 @@
 
 data/               which pair is for train, valid and test; the overlap report
 pretrain/DOMAIN/    stage 1: embeddings, Adagrad sums, history
-cat/                stage 2: the network, the global user embeddings, history
+cat/                stage 2: the network, the global user embeddings, their length, history
 art/DOMAIN/         stage 3: embeddings, the network, whether it was kept, mean attention, history
 choice/             what each domain's own best model reached, what the best told one
 fit/                of a model fitted by itself: tries, histories, mean attention
@@ -10,11 +10,13 @@ model/              the recommender, whole in itself
 metrics.json        means by model and domain
 metrics.parquet     every test user's numbers
 cold.parquet        those of cold users, where there are some (`split.cold`)
+hidden.parquet      those of test users with one source hidden, where any domain is told of others
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ import polars as pl
 
 from musketeers import artifacts
 from musketeers import config as configuration
+from musketeers.art.train import Transferred
 from musketeers.baselines.popularity import popularity
+from musketeers.cat.train import Aligned
 from musketeers.data.domains import ColdUsers, Split
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
@@ -35,6 +39,7 @@ from musketeers.heads.candidates import Candidate
 from musketeers.heads.choice import Verdict
 from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
+from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.recommender import Recommender
 from musketeers.results import Learning, Metrics, RunResult
@@ -45,12 +50,12 @@ from musketeers.training import History
 _PURPOSES = ("train", "valid", "test", "cold history", "cold test")
 
 
-def save(path: Path, result: RunResult, models: Models) -> None:
+def save(path: Path, result: RunResult) -> None:
     """Write everything but the report.
 
     What an interrupted attempt saved whole is kept: it is the same, bit by bit.
     """
-    _save_stages(path, models)
+    _save_stages(path, result.stages)
     learning = result.learning
     if learning.tries:
         _keep(path / "fit", "fit", {}, _of_one(result))
@@ -63,6 +68,8 @@ def save(path: Path, result: RunResult, models: Models) -> None:
     _save_metrics(path / "metrics.parquet", result.metrics, result.recommender.users)
     if result.cold:
         _save_metrics(path / "cold.parquet", result.cold, result.recommender.users)
+    if result.hidden:
+        _save_metrics(path / "hidden.parquet", result.hidden, result.recommender.users, of="source")
     chosen = result.recommender.about["model"] if learning.verdicts and not learning.tries else None
     content = metrics_json(result.metrics, chosen=chosen, cold=result.cold)
     text = json.dumps(content, indent=2)
@@ -74,34 +81,34 @@ def open_run(path: Path | str) -> RunResult:
     path = Path(path)
     run = RunFolder.open(path)
     recommender = Recommender.load(path / "model")
+    stages, users = _load_stages(path, recommender), recommender.users
     return RunResult(
         path,
         configuration.load(path / "config.toml"),
         run.manifest(),
         _load_overlap(path),
         _load_splits(path, recommender),
-        _load_metrics(path / "metrics.parquet", recommender.users),
-        _load_learning(path, recommender),
+        _load_metrics(path / "metrics.parquet", users),
+        _load_learning(path, stages),
         recommender,
-        _load_metrics(path / "cold.parquet", recommender.users)
-        if (path / "cold.parquet").exists()
-        else {},
+        _load_metrics(path / "cold.parquet", users, optional=True),
+        _load_metrics(path / "hidden.parquet", users, of="source", optional=True),
+        stages,
     )
 
 
-def load_scorers(path: Path, found: RunResult, model: str) -> dict[str, Trained]:
+def scorers_of(found: RunResult, model: str) -> dict[str, Trained]:
     """One of the run's measured models, by domain."""
-    return {domain: _load_scorer(path, found, model, domain) for domain in found.metrics[model]}
+    return {domain: _scorer_of(found, model, domain) for domain in found.metrics[model]}
 
 
-def _load_scorer(path: Path, found: RunResult, model: str, domain: str) -> Trained:
+def _scorer_of(found: RunResult, model: str, domain: str) -> Trained:
     if found.recommender.about["model"][domain] == model:
         return found.recommender.domains[domain].scorer
     if model == "pop":
         return popularity(found.splits[domain].train)
-    stage = "pretrain" if model == "smf" else "art"
-    tensors = artifacts.load(path / stage / domain, stage).tensors
-    return Factors(tensors["users"], tensors["items"])
+    made = found.stages.alone if model == "smf" else found.stages.transferred
+    return made[domain].factors
 
 
 def _of_one(result: RunResult) -> dict[str, Any]:
@@ -132,7 +139,8 @@ def _save_stages(path: Path, models: Models) -> None:
         _keep(path / "pretrain" / name, "pretrain", tensors, about)
     if aligned := models.aligned:
         tensors = {"users": aligned.users, **aligned.weights}
-        _keep(path / "cat", "cat", tensors, {"history": _json([aligned.history])})
+        about = {"length": aligned.length, "history": _json([aligned.history])}
+        _keep(path / "cat", "cat", tensors, about)
     for name, transferred in models.transferred.items():
         about = {
             "kept": transferred.kept,
@@ -200,19 +208,24 @@ def _load_overlap(path: Path) -> OverlapReport:
     )
 
 
-def _save_metrics(file: Path, metrics: Metrics, users: Vocabulary) -> None:
+def _save_metrics(file: Path, metrics: Metrics, users: Vocabulary, *, of: str = "model") -> None:
+    """`of` names the column of what the metrics are by, beside the domain."""
     buffer = BytesIO()
-    metrics_frame(metrics, users.ids).write_parquet(buffer)
+    metrics_frame(metrics, users.ids).rename({"model": of}).write_parquet(buffer)
     artifacts.write_bytes(file, buffer.getvalue())
 
 
-def _load_metrics(file: Path, users: Vocabulary) -> Metrics:
+def _load_metrics(
+    file: Path, users: Vocabulary, *, of: str = "model", optional: bool = False
+) -> Metrics:
+    if optional and not file.exists():
+        return {}
     try:
         frame = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"{file}: cannot be read: {error}") from None
     metrics: dict[str, dict[str, PerUser]] = {}
-    for (model, domain), part in frame.group_by("model", "domain", maintain_order=True):
+    for (model, domain), part in frame.group_by(of, "domain", maintain_order=True):
         cells = part.partition_by("metric", maintain_order=True)
         values = {str(cell["metric"][0]): cell["value"].to_numpy() for cell in cells}
         rows = users.rows(cells[0]["user_id"])
@@ -220,42 +233,57 @@ def _load_metrics(file: Path, users: Vocabulary) -> Metrics:
     return metrics
 
 
-def _load_learning(path: Path, recommender: Recommender) -> Learning:
-    histories: dict[str, dict[str, tuple[History, ...]]] = {}
-    abouts: dict[str, dict[str, Mapping[str, Any]]] = {}
-    places = [("pretrain", name, path / "pretrain" / name) for name in recommender.domains]
-    places += [("cat", "all", path / "cat")]
-    places += [("art", name, path / "art" / name) for name in recommender.domains]
-    for stage, name, folder in places:
-        if folder.exists():
-            about = artifacts.load(folder, stage).about
-            abouts.setdefault(stage, {})[name] = about
-            fits = tuple(History.from_json(one) for one in about["history"])
-            histories.setdefault(stage, {})[name] = fits
-    transferred = abouts.get("art", {})
-    attention = {name: about["attention"] for name, about in transferred.items()}
-    tries: dict[str, tuple[Try, ...]] = {}
-    verdicts: dict[str, Verdict] = {}
+def _load_stages(path: Path, recommender: Recommender) -> Models:
+    alone: dict[str, Pretrained] = {}
+    transferred: dict[str, Transferred] = {}
+    for name in recommender.domains:
+        if (folder := path / "pretrain" / name).exists():
+            found = artifacts.load(folder, "pretrain")
+            about, tensors = found.about, found.tensors
+            alone[name] = Pretrained(
+                Factors(tensors["users"], tensors["items"]), tensors["item_squares"],
+                about["regularization"], about["learning_rate"], _histories(about["history"]),
+            )  # fmt: skip
+        if (folder := path / "art" / name).exists():
+            found = artifacts.load(folder, "art")
+            (history,), weights = _histories(found.about["history"]), dict(found.tensors)
+            factors = Factors(weights.pop("users"), weights.pop("items"))
+            transferred[name] = Transferred(
+                factors, found.about["kept"], found.about["attention"], weights, history
+            )
+    return Models(alone, _load_aligned(path / "cat"), transferred)
+
+
+def _load_aligned(folder: Path) -> Aligned | None:
+    if not folder.exists():
+        return None
+    found = artifacts.load(folder, "cat")
+    (history,), weights = _histories(found.about["history"]), dict(found.tensors)
+    # the first runs did not keep it; they can be measured all the same
+    length = found.about.get("length", math.nan)
+    return Aligned(weights.pop("users"), length, weights, history)
+
+
+def _histories(saved: Sequence[list[dict[str, Any]]]) -> tuple[History, ...]:
+    return tuple(History.from_json(one) for one in saved)
+
+
+def _load_learning(path: Path, stages: Models) -> Learning:
+    learning = Learning.of(stages, "", {}, {})
     if (path / "choice").exists():
         about = artifacts.load(path / "choice", "choice").about
         verdicts = {name: _verdict(parts) for name, parts in about.items()}
+        learning = replace(learning, verdicts=verdicts)
     if (path / "fit").exists():
         about = artifacts.load(path / "fit", "fit").about
-        attention |= about["attention"]
-        tries = {name: tuple(Try(**one) for one in of) for name, of in about["tries"].items()}
-        if about["history"]:
-            histories[about["model"]] = {
-                name: tuple(History.from_json(one) for one in fits)
-                for name, fits in about["history"].items()
-            }
-    return Learning(
-        {name: about["regularization"] for name, about in abouts.get("pretrain", {}).items()},
-        histories,
-        {name: about["kept"] for name, about in transferred.items()},
-        attention,
-        tries,
-        verdicts,
-    )
+        own = {name: _histories(fits) for name, fits in about["history"].items()}
+        learning = replace(
+            learning,
+            attention={**learning.attention, **about["attention"]},
+            tries={name: tuple(Try(**one) for one in of) for name, of in about["tries"].items()},
+            histories={**learning.histories, **({about["model"]: own} if own else {})},
+        )
+    return learning
 
 
 def _verdict(found: dict[str, Any]) -> Verdict:

@@ -8,10 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from threadpoolctl import threadpool_limits
-
-from musketeers import artifacts, run_files
+from musketeers import artifacts, run_files, sources
 from musketeers import config as configuration
 from musketeers.baselines.linear import Linear
 from musketeers.baselines.popularity import popularity
@@ -31,7 +28,7 @@ from musketeers.models.model import Fitted, Made, Task
 from musketeers.models.needs import Size, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
-from musketeers.parallel import available_threads
+from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.pipeline import Models, cat_art, choices, smf, validations
 from musketeers.pretrain import given
 from musketeers.pretrain.given import Given
@@ -41,7 +38,7 @@ from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
 from musketeers.report.words import trial
 from musketeers.results import WITH_HISTORY, Learning, Metrics, RunResult
-from musketeers.run_files import load_scorers, open_run
+from musketeers.run_files import open_run, scorers_of
 from musketeers.run_folder import FolderCheckpoint, RunFolder, check_place
 from musketeers.seeding import Seed
 from musketeers.training import Epoch
@@ -138,7 +135,7 @@ def fit_run(
             with run.timed("evaluate"):
                 result = _result(out, config, data, fits, n_threads)
             with run.timed("save"):
-                run_files.save(out, result, fits.stages)
+                run_files.save(out, result)
             report = render(replace(result, manifest=run.manifest()))
             artifacts.write_text(out / "report.html", report)
             run.finish()
@@ -188,7 +185,7 @@ def evaluate_run(
     path, n_threads = Path(path), _thread_count(threads)
     found = open_run(path)
     with libraries_on_one_thread():
-        scorers = {model: load_scorers(path, found, model) for model in found.metrics}
+        scorers = {model: scorers_of(found, model) for model in found.metrics}
         metrics = _measure(
             scorers, found.splits, Seed(found.config.seed), n_threads, sampled=sampled
         )
@@ -211,23 +208,6 @@ def _thread_count(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; use 1 or more")
     return threads or available_threads()
-
-
-@contextmanager
-def libraries_on_one_thread() -> Generator[None]:
-    """Hold BLAS and torch to one thread, since the work is shared out here already.
-
-    Two pools on the same processors wait for each other: BLAS's goes on spinning after a product
-    and takes the time from whatever comes next, and torch's needs up to a hundred times as long
-    for a small step on a busy machine.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fingerprints(domains: Domains) -> dict[str, str]:
@@ -456,8 +436,15 @@ def _result(
         about["settings"] = {name: dict(one.best.settings) for name, one in fits.tuned.items()}
     recommender = Recommender.of(data.domains.users, parts, about)
     learning = Learning.of(fits.stages, next(iter(fits.serves.values())), fits.tuned, served)
-    found = RunResult(path, config, {}, data.overlap, data.splits, metrics, learning, recommender)
-    return replace(found, cold=_measure_cold(found, scorers.get("cat_art", {}), n_threads))
+    found = RunResult(
+        path, config, {}, data.overlap, data.splits, metrics, learning, recommender,
+        stages=fits.stages,
+    )  # fmt: skip
+    return replace(
+        found,
+        cold=_measure_cold(found, scorers.get("cat_art", {}), n_threads),
+        hidden=sources.measure(found, n_threads=n_threads),
+    )
 
 
 def _measure(

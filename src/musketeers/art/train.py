@@ -1,6 +1,6 @@
 """A target domain learns what to take from the others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -91,6 +91,19 @@ def served(
     return inputs.factors(Weights(**made.weights), made.factors.items)
 
 
+def attention(
+    target: str,
+    made: Transferred,
+    alone: Pretrained,
+    shared: UserEmbeddings,
+    aligned: Float32[np.ndarray, "user dim"],
+    config: RunConfig,
+) -> Float32[np.ndarray, "user source"]:
+    """How much each source counts for each user of any domain, as `config.art.sources` has it."""
+    inputs, weights = _Inputs.of(target, alone, shared, aligned, config), Weights(**made.weights)
+    return np.concatenate([inputs.attention(weights, rows) for rows in _blocks(len(aligned))])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Inputs:
     """All that a target's users have to say in stage 3."""
@@ -132,13 +145,25 @@ class _Inputs:
         told = network.told_of(self.everybody, rows, nobody_hidden, weights.pad)
         return network.forward(weights, told, self.sharpness, self.weighing[rows])
 
+    def attention(
+        self, weights: Weights, rows: Int[np.ndarray, " batch"]
+    ) -> Float32[np.ndarray, "batch source"]:
+        """The weights in use; 0 for a source that does not know the user."""
+        _, trace = self.forward(weights, rows)
+        return trace.attention * self.weighing[rows]
+
     def factors(self, weights: Weights, items: Float32[np.ndarray, "item dim"]) -> Factors:
         """The model; user vectors of all users."""
         users = self.alone.copy()
-        for start in range(0, len(users), 8192):
-            rows = np.arange(start, min(start + 8192, len(users)))
+        for rows in _blocks(len(users)):
             users[rows] += self.length * self.forward(weights, rows)[0]
         return Factors(users, items)
+
+
+def _blocks(n_users: int) -> Iterator[Int[np.ndarray, " row"]]:
+    """All users, as many at a time as need little memory."""
+    for start in range(0, n_users, 8192):
+        yield np.arange(start, min(start + 8192, n_users))
 
 
 class _Transfer:
@@ -206,8 +231,7 @@ class _Transfer:
             return {}
         inputs, told = self._inputs, self._inputs.everybody
         rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
-        _, trace = inputs.forward(self.model.weights(), rows)
-        means = (trace.attention * inputs.weighing[rows]).sum(0) / max(len(rows), 1)
+        means = inputs.attention(self.model.weights(), rows).sum(0) / max(len(rows), 1)
         return dict(zip(inputs.sources, means.tolist(), strict=True))
 
     def state(self) -> Mapping[str, np.ndarray]:

@@ -7,7 +7,7 @@ Training without it would tell more, at the price of a comparison for each sourc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import TypeVar, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -15,7 +15,7 @@ from jaxtyping import Int
 from musketeers.comparison.results import REFERENCE, Results, best_of, paired, seeds_of
 from musketeers.comparison.study import Study
 from musketeers.data.interactions import Interactions
-from musketeers.evaluation.compare import Difference, compare, pool
+from musketeers.evaluation.compare import Difference, compare_pairs, pool
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models.model import Sees
 from musketeers.report.words import HEADLINE_METRIC
@@ -76,7 +76,6 @@ def shown(results: Results) -> tuple[str, ...]:
     return tuple(name for name in results.models if name == "cat_art" or name in best)
 
 
-Key = TypeVar("Key")
 Users = Int[np.ndarray, " user"]
 
 
@@ -111,7 +110,7 @@ def _by(
 def _groups(one: PerUser, other: PerUser, values: Users, groups: Users) -> list[Group]:
     chosen = {int(group): groups == group for group in np.unique(groups)}
     pairs = {n: (_only(one, rows), _only(other, rows)) for n, rows in chosen.items()}
-    found = _differences(pairs)
+    found = compare_pairs(pairs)
     return [
         Group(int(values[rows].min()), int(values[rows].max()), found[n])
         for n, rows in chosen.items()
@@ -121,14 +120,6 @@ def _groups(one: PerUser, other: PerUser, values: Users, groups: Users) -> list[
 def _only(measured: PerUser, chosen: np.ndarray) -> PerUser:
     values = {HEADLINE_METRIC: measured.values[HEADLINE_METRIC][chosen]}
     return PerUser(measured.users[chosen], values)
-
-
-def _differences(pairs: Mapping[Key, tuple[PerUser, PerUser]]) -> dict[Key, Difference]:
-    """The first of each against the second, corrected together."""
-    ones, others = (
-        {str(n): pair[which] for n, pair in enumerate(pairs.values())} for which in (0, 1)
-    )
-    return dict(zip(pairs, compare(ones, others).values(), strict=True))
 
 
 def _by_source(study: Study, name: str) -> Pairs:
@@ -141,7 +132,7 @@ def _by_source(study: Study, name: str) -> Pairs:
                 for source, without in sources.items():
                     pair = whole, PerUser(users, {HEADLINE_METRIC: without})
                     runs.setdefault((target, source), []).append(pair)
-    return _differences(
+    return compare_pairs(
         {
             pair: (pool([whole for whole, _ in of]), pool([without for _, without in of]))
             for pair, of in runs.items()

@@ -11,21 +11,19 @@ from musketeers.comparison.study import Study
 from musketeers.comparison.tables import place_of
 from musketeers.config import dump
 from musketeers.data.overlap import OverlapReport
-from musketeers.evaluation.compare import Difference
 from musketeers.models.registry import MODELS
 from musketeers.report.parts import (
     attention,
     bars,
     curve,
+    differences,
     document,
     figure,
-    matrix,
     overlap,
     row,
     section,
     settings,
     table,
-    tinted,
 )
 from musketeers.report.svg import intervals, key
 from musketeers.report.words import (
@@ -33,7 +31,6 @@ from musketeers.report.words import (
     duration,
     metric_name,
     model_name,
-    percent,
     told,
     warning,
 )
@@ -131,35 +128,7 @@ def _against(results: Results, reference: str) -> str:
         "points (bootstrap over users, of the cell alone)"
     )
     rows = [name for name in results.models if any(model == name for model, _ in found)]
-    return _differences(caption, "model", {n: model_name(n) for n in rows}, results.domains, found)
-
-
-def _differences(
-    caption: str,
-    corner: str,
-    rows: Mapping[str, str],
-    columns: Sequence[str],
-    found: Mapping[tuple[str, str], Difference],
-) -> str:
-    """A matrix of relative differences, the stronger tinted the larger."""
-    most = max((abs(_relative(one)) for one in found.values()), default=0.0) or 1.0
-
-    def cell(name: str, column: str) -> str:
-        one = found.get((name, column))
-        if one is None:
-            return "<td></td>"
-        content = (
-            f"{percent(one.relative)} {one.mark}"
-            f"<small>[{100 * one.low:+z.2f}, {100 * one.high:+z.2f}]</small>"
-        )
-        tone = "better" if one.difference > 0 else "worse"
-        return tinted(content, 0.35 * (abs(_relative(one)) / most) ** 0.5, tone)
-
-    return matrix(caption, corner, rows, columns, cell)
-
-
-def _relative(found: Difference) -> float:
-    return 0.0 if math.isnan(found.relative) else found.relative
+    return differences(caption, "model", {n: model_name(n) for n in rows}, results.domains, found)
 
 
 def _best(results: Results) -> str:
@@ -231,7 +200,7 @@ def _sources(results: Results, gains: Gains) -> str:
         parts.append(
             f'<h3>{escape(model_name(name))}</h3><div class="pair">'
             f"{attention(gains.attention.get(name, {}))}"
-            f"{_differences(caption, 'domain', targets, columns, found)}</div>"
+            f"{differences(caption, 'domain', targets, columns, found)}</div>"
         )
     if not parts:
         return ""

@@ -14,7 +14,7 @@ from musketeers.errors import ConfigError, MusketeersError
 from musketeers.memory import available, peak
 from musketeers.models.needs import refusal
 from musketeers.models.registry import MODELS, check
-from musketeers.runs import libraries_on_one_thread
+from musketeers.parallel import libraries_on_one_thread
 
 OnDone = Callable[[Job, int, int], None]
 """(job, jobs done, jobs in all)"""

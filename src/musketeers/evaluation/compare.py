@@ -11,6 +11,7 @@ Carterette, CIKM 2007).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -22,6 +23,7 @@ from musketeers.evaluation.sampled import PREFIX
 
 Cell = tuple[str, str]
 """Domain and metric, such as ``("books", "ndcg@10")``."""
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,14 @@ def compare(a: Mapping[str, PerUser], b: Mapping[str, PerUser]) -> dict[Cell, Di
         cell: _difference(pairs[cell], tests[cell], float(p_corrected))
         for cell, p_corrected in zip(pairs, corrected, strict=True)
     }
+
+
+def compare_pairs(pairs: Mapping[Key, tuple[PerUser, PerUser]]) -> dict[Key, Difference]:
+    """The first of each pair against the second, both with one metric, corrected together."""
+    ones, others = (
+        {str(n): pair[which] for n, pair in enumerate(pairs.values())} for which in (0, 1)
+    )
+    return dict(zip(pairs, compare(ones, others).values(), strict=True))
 
 
 def negative_transfer(cells: Mapping[Cell, Difference]) -> list[Cell]:

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 from scipy.sparse import csr_array, hstack
 
-from musketeers.baselines.linear import Linear, history
+from musketeers.baselines.linear import Linear, history, shape
 from musketeers.data.interactions import Interactions
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
@@ -30,6 +30,31 @@ def with_history(model: Linear, pairs: Interactions) -> Linear:
     more = history(pairs)
     more.resize(model.inputs.shape)
     return Linear(csr_array(model.inputs + more), model.weights, model.largest)
+
+
+def reblended(model: Linear | Factors, vectors: Factors, weight: float) -> Linear | Factors:
+    """A blend whose second model has other vectors of its users than when it was made.
+
+    With those of then it is the same bit by bit.
+    """
+    users, dim = np.float32(weight) * vectors.users, vectors.users.shape[1]
+    if isinstance(model, Factors):
+        return Factors(np.hstack([model.users[:, :-dim], users]), model.items)
+    inputs = csr_array(hstack([model.inputs[:, :-dim], csr_array(users)]))
+    return Linear(inputs, model.weights, model.largest)
+
+
+def without_inputs(model: Linear | Factors, columns: slice) -> Linear | Factors:
+    """The same trained model, told 0 in these columns of every user's inputs or vector."""
+    if isinstance(model, Factors):
+        users = model.users.copy()
+        users[:, columns] = 0
+        return Factors(users, model.items)
+    kept = np.ones(shape(model.inputs)[1], np.float32)
+    kept[columns] = 0
+    inputs = model.inputs.copy()
+    inputs.data *= kept[inputs.indices]
+    return Linear(inputs, model.weights, model.largest)
 
 
 def equal_weight(first: Scorer, second: Scorer, users: Int64[np.ndarray, " user"]) -> float:

@@ -34,6 +34,8 @@ class Candidate:
     and .4 of the second model (`equal_weight`)."""
     valid: float
     """Validation NDCG@10."""
+    weight: float | None = None
+    """What the second model's scores are multiplied by; None for a model that is no blend."""
 
 
 class Candidates:
@@ -44,10 +46,12 @@ class Candidates:
         self._values: dict[str, Float64[np.ndarray, " user"]] = {}
         self._kept: dict[str, tuple[Candidate, Linear | Factors]] = {}
 
-    def enter(self, kind: str, name: str, model: Linear | Factors) -> float:
+    def enter(
+        self, kind: str, name: str, model: Linear | Factors, weight: float | None = None
+    ) -> float:
         """Its mean; among equal models of a kind the first stays the best."""
         self._values[name] = self._validation.by_user(model)
-        entered = Candidate(kind, name, float(self._values[name].mean()))
+        entered = Candidate(kind, name, float(self._values[name].mean()), weight)
         if kind not in self._kept or entered.valid > self._kept[kind][0].valid:
             self._kept[kind] = entered, model
         return entered.valid
@@ -60,8 +64,8 @@ class Candidates:
         other = cast(Factors, vectors)
         equal = equal_weight(one, other, self._validation.users[:_SPREAD_USERS])
         for share in _SHARES:
-            made = blend(one, other, share * equal)
-            self.enter(f"{first}+{second}", f"{start.name} + {share:g} {second}", made)
+            weight, name = share * equal, f"{start.name} + {share:g} {second}"
+            self.enter(f"{first}+{second}", name, blend(one, other, weight), weight)
 
     @property
     def best(self) -> Candidate:

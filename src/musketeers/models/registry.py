@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from musketeers import controls
-from musketeers.art.train import Transferred, served
+from musketeers.art.train import Transferred
 from musketeers.baselines.cmf import CmfSettings, cmf
 from musketeers.baselines.ease import EaseSettings, PooledEaseSettings, ease, pooled_ease
 from musketeers.baselines.ga_mtcdr import GaMtcdrSettings, ga_mtcdr
@@ -43,7 +43,7 @@ from musketeers.models.needs import (
     widened_squares,
 )
 from musketeers.models.space import Choice, Range, Space
-from musketeers.pipeline import Models, art, choices, exchanged, smf
+from musketeers.pipeline import Models, art, choices, exchanged, served_with, smf
 from musketeers.pretrain.ials import Ials, IalsSettings, ials
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -293,8 +293,7 @@ def _without(
     source: str,
 ) -> Scorer:
     """The trained target with a source hidden from attention and from the shared embedding."""
-    told = shared.hidden(source)
-    return served(target, found[target], alone[target], told, aligned.of(told), config)
+    return served_with(shared.hidden(source), target, Models(alone, aligned, found), config)
 
 
 def _linear(task: Task, settings: Settings) -> Made:

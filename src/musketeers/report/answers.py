@@ -1,6 +1,7 @@
-"""Recommendations as a table, JSON, CSV or Parquet; ids typed on a command line as columns."""
+"""Answers as a table, JSON, CSV or Parquet; ids typed on a command line as columns."""
 
 import io
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,17 +33,33 @@ def typed_ids(typed: Sequence[str], users: Vocabulary) -> pl.Series:
 
 def note_strangers(frame: pl.DataFrame) -> None:
     """Say on stderr whose list is the popular one: often a mistyped id."""
-    strangers = frame.filter(pl.col("strategy") == "popular")["user_id"].unique(maintain_order=True)
+    strangers = frame.filter(pl.col("strategy") == "popular")
     if len(strangers):
-        named = ", ".join(str(user) for user in strangers[:5]) + ", ..." * (len(strangers) > 5)
-        print(f"note: the model has no history of {named}; popular items", file=sys.stderr)  # noqa: T201
+        _note(f"the model has no history of {_named(strangers)}; popular items")
+
+
+def note_untold(frame: pl.DataFrame, domain: str) -> None:
+    """Say on stderr who or what has no source, since what serves them is told of none."""
+    untold = frame.filter(pl.col("source").is_null())
+    if frame.is_empty() or len(untold):
+        whom = f"{_named(untold)} in {domain}" if len(untold) else f"the users of {domain}"
+        _note(f"what serves {whom} is told of no other domain; there is nothing to hide")
+
+
+def _named(frame: pl.DataFrame) -> str:
+    users = frame["user_id"].unique(maintain_order=True)
+    return ", ".join(str(user) for user in users[:5]) + ", ..." * (len(users) > 5)
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)  # noqa: T201
 
 
 def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
     """The rows to the file `out`, whole or not at all, or to stdout.
 
-    JSON is one array of objects, CSV has a header line, Parquet keeps all types.  Raises
-    `ConfigError` for Parquet on a terminal and for ids of bytes as text.
+    JSON is one array of objects, CSV has a header line and lists as JSON, Parquet keeps all types.
+    Raises `ConfigError` for Parquet on a terminal and for ids of bytes as text.
     """
     if form == "table":
         _show(frame, out)
@@ -60,11 +77,12 @@ def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
 def _show(frame: pl.DataFrame, out: Path | None) -> None:
     if out is not None:
         raise ConfigError("a table is for reading; add --format json, csv or parquet to --out")
-    tables.show(tables.recommendations(frame))
+    tables.show(tables.answer(frame))
 
 
 def _plain(frame: pl.DataFrame, form: Format) -> pl.DataFrame:
-    if form != "parquet" and pl.Binary in frame.dtypes:
+    kinds = [kind.inner if isinstance(kind, pl.List) else kind for kind in frame.dtypes]
+    if form != "parquet" and pl.Binary in kinds:
         raise ConfigError(f"ids are bytes, which {form} cannot hold; use --format parquet")
     return frame
 
@@ -74,7 +92,15 @@ def _json(frame: pl.DataFrame) -> bytes:
 
 
 def _csv(frame: pl.DataFrame) -> bytes:
-    return frame.write_csv().encode()
+    lists = [
+        pl.Series(
+            column.name,
+            [None if cell is None else json.dumps(cell, default=str) for cell in column.to_list()],
+        )
+        for column in frame
+        if isinstance(column.dtype, pl.List)
+    ]
+    return frame.with_columns(lists).write_csv().encode()
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:

@@ -1,11 +1,14 @@
 """What pages are made of: sections, tables that scroll, matrices, bars, pictures in a figure."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 from musketeers.data.overlap import DomainFacts, OverlapReport
+from musketeers.evaluation.compare import Difference
 from musketeers.report.style import STYLE
 from musketeers.report.svg import learning_curves
+from musketeers.report.words import percent
 
 
 def document(title: str, header: str, sections: Iterable[str]) -> str:
@@ -89,6 +92,34 @@ def heat(
         return tinted(shown(values[a, b]), values[a, b] / most, "heat")
 
     return matrix(caption, "domain", {name: name for name in rows}, columns, cell)
+
+
+def differences(
+    caption: str,
+    corner: str,
+    rows: Mapping[str, str],
+    columns: Sequence[str],
+    found: Mapping[tuple[str, str], Difference],
+) -> str:
+    """A matrix of relative differences, the stronger tinted the larger."""
+    most = max((abs(_relative(one)) for one in found.values()), default=0.0) or 1.0
+
+    def cell(name: str, column: str) -> str:
+        one = found.get((name, column))
+        if one is None:
+            return "<td></td>"
+        content = (
+            f"{percent(one.relative)} {one.mark}"
+            f"<small>[{100 * one.low:+z.2f}, {100 * one.high:+z.2f}]</small>"
+        )
+        tone = "better" if one.difference > 0 else "worse"
+        return tinted(content, 0.35 * (abs(_relative(one)) / most) ** 0.5, tone)
+
+    return matrix(caption, corner, rows, columns, cell)
+
+
+def _relative(found: Difference) -> float:
+    return 0.0 if math.isnan(found.relative) else found.relative
 
 
 def attention(weights: Mapping[str, Mapping[str, float]]) -> str:

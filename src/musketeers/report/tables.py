@@ -120,20 +120,25 @@ def overlap(report: OverlapReport) -> RenderableType:
                  *map(_warning, report.warnings))  # fmt: skip
 
 
-def recommendations(frame: pl.DataFrame) -> Table:
-    """One row per recommended item; a user's rows stand together, the id on the first."""
+def answer(frame: pl.DataFrame) -> Table:
+    """The rows as they are; a user's stand together, the id on the first."""
     columns = frame.columns
-    table = _table(*(name.replace("_", " ") for name in columns))
+    table = _table(*(name.replace("_", " ") for name in columns), gap=0 if len(columns) > 6 else 1)
+    lists = any(isinstance(dtype, pl.List) for dtype in frame.dtypes)
     for column, dtype in zip(table.columns, frame.dtypes, strict=True):
         column.justify = "right" if dtype.is_numeric() else "left"
-    first = True
-    for row in frame.iter_rows(named=True):
-        starts = row.get("rank", 1) == 1
-        if starts and not first:
+        # lists can be folded, names had better not be
+        column.min_width = _LABEL if lists and dtype == pl.Enum else None
+    before: object = None
+    for n, row in enumerate(frame.iter_rows(named=True)):
+        user = row.get("user_id")
+        # who was asked for twice is answered twice
+        starts = not n or user != before or row.get("rank") == 1
+        if starts and n:
             table.add_section()
         shown = {name: _cell(value) for name, value in row.items()}
-        table.add_row(*(shown[n] if starts or n != "user_id" else Text() for n in columns))
-        first = False
+        table.add_row(*(shown[c] if starts or c != "user_id" else Text() for c in columns))
+        before = user
     return table
 
 
@@ -201,6 +206,10 @@ def _difference(found: Difference) -> Text:
 
 
 def _cell(value: object) -> Text:
+    if value is None:
+        return Text()
+    if isinstance(value, list):
+        return Text(", ".join(map(printable, value)))
     return Text(f"{value:.4f}" if isinstance(value, float) else printable(value))
 
 
