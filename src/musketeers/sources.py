@@ -253,7 +253,10 @@ def _fault(run: RunResult, domain: str, served: Candidate) -> str | None:
     """Why no source can be hidden from that model."""
     parts, stages = set(served.kind.split("+")), run.stages
     if parts - _HIDEABLE:
-        return "from which no domain can be hidden; fit without --only, or cat_art, linear or ials_head"
+        return (
+            "from which no domain can be hidden; fit without --only, or cat_art, linear or "
+            "ials_head"
+        )
     if "cat_art" in parts and domain not in stages.transferred:
         return "whose stages are not kept; fit without --only, or with --only cat_art alone"
     if "cat_art" in parts and stages.aligned and math.isnan(stages.aligned.length):
