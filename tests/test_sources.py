@@ -17,6 +17,7 @@ from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
+from musketeers.heads import choice
 from musketeers.seeding import Seed
 from musketeers.sources import Explainer, helped, without
 
@@ -376,6 +377,26 @@ def test_a_head_by_itself_is_explained(only):
     assert found["film"]["gain"] > max(0, found["noise"]["gain"])
     cold = Explainer.of(run, "tv").explain(everybody(run)).filter(strategy="cross_domain")
     assert cold["kept"].min() < 1
+
+
+def test_what_large_catalogues_are_served_is_explained(monkeypatch):
+    """The iALS head in the linear one's place, of others and alone."""
+    monkeypatch.setattr(choice, "linear_bytes", lambda *_, **__: 2**60)
+    run = fit()
+    kinds = {name: verdict.chosen.kind for name, verdict in run.learning.verdicts.items()}
+    told = [name for name, kind in kinds.items() if "ials_head" in kind]
+    alone = [name for name, kind in kinds.items() if "smf_ials" in kind]
+    assert told
+    assert alone
+    for name in told:
+        assert parts(without(run, name).domains[name]) == parts(run.recommender.domains[name])
+        others = [other for other in NAMES if other != name]
+        less, dim = without(run, name, *others).domains[name].scorer, SETTINGS["dim"]
+        served = run.recommender.domains[name].scorer
+        assert (less.users[:, :dim] == served.users[:, :dim]).all()
+        assert not less.users[:, dim : 3 * dim].any()
+        assert set(helped(run, name)["source"]) == set(others)
+    assert all(helped(run, name).is_empty() for name in alone)
 
 
 @pytest.mark.parametrize("only", ["pop", "ease", "cat_art"])

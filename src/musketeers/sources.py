@@ -31,10 +31,9 @@ from musketeers.recommender import STRATEGIES, Recommender, asked
 from musketeers.results import Metrics, RunResult
 from musketeers.scorers import Trained
 
-_HEADS = {"linear", "ials_head"}
-"""Models that have the others' embeddings side by side as inputs."""
-_HIDEABLE = {*_HEADS, "cat_art"}
+_HIDEABLE = {"linear", "ials_head", "cat_art"}
 """Models from which a source can be hidden; from their blends too."""
+_ALONE = "cat_art, linear or ials_head"
 _PERSONALISED, _CROSS_DOMAIN, _ = STRATEGIES
 _NDCG, _KEPT, _K = "ndcg@10", "kept@10", 10
 _OLD = "the run was fitted by a version that kept too little to tell; fit it anew"
@@ -232,20 +231,18 @@ def _others(run: RunResult, domain: str) -> list[str]:
 
 def _told(run: RunResult, domain: str) -> dict[str, Candidate]:
     """Strategy -> what serves its users, if that is told of other domains."""
-    if verdict := run.learning.verdicts.get(domain):
-        told = verdict.told if verdict.transfers else None
-        found = {_PERSONALISED: told, _CROSS_DOMAIN: verdict.cold}
+    verdict = run.learning.verdicts.get(domain)
+    if verdict:
+        here, cold = (verdict.chosen if verdict.transfers else None), verdict.cold
     else:
         kind = run.recommender.about["model"][domain]
-        alone = MODELS[kind].sees == "own data"
-        found = dict.fromkeys(
-            (_PERSONALISED, _CROSS_DOMAIN), None if alone else Candidate(kind, kind, math.nan)
-        )
+        told = MODELS[kind].sees != "own data"
+        here = cold = Candidate(kind, kind, math.nan) if told else None
     return {
-        strategy: one
-        for strategy, one in found.items()
+        strategy: found
+        for strategy, found in ((_PERSONALISED, here), (_CROSS_DOMAIN, cold))
         # a transfer that was not kept is the domain alone
-        if one and (one.kind != "cat_art" or run.learning.kept.get(domain, True))
+        if found and (found.kind != "cat_art" or run.learning.kept.get(domain, True))
     }
 
 
@@ -253,10 +250,7 @@ def _fault(run: RunResult, domain: str, served: Candidate) -> str | None:
     """Why no source can be hidden from that model."""
     parts, stages = set(served.kind.split("+")), run.stages
     if parts - _HIDEABLE:
-        return (
-            "from which no domain can be hidden; fit without --only, or cat_art, linear or "
-            "ials_head"
-        )
+        return f"from which no domain can be hidden; fit without --only, or {_ALONE}"
     if "cat_art" in parts and domain not in stages.transferred:
         return "whose stages are not kept; fit without --only, or with --only cat_art alone"
     if "cat_art" in parts and stages.aligned and math.isnan(stages.aligned.length):
@@ -270,12 +264,12 @@ def _retold(
     """The model of that strategy's users, with the sources hidden from it."""
     served = _told(run, domain).get(strategy)
     parts = served.kind.split("+") if served else ()
-    if _HEADS & set(parts):
-        # behind the history, or the own vector, if that counts, the others' stand side by side
-        dim = run.config.dim
-        first = model.n_items if isinstance(model, Linear) else dim * ("ials_head" in parts)
+    if "linear" in parts or "ials_head" in parts:
+        # the others' embeddings stand side by side, behind what the user did, or is, here
+        dim = run.stages.alone[domain].factors.users.shape[1]
+        own = model.n_items if isinstance(model, Linear) else dim * ("ials_head" in parts)
         for source in sources:
-            start = first + dim * _others(run, domain).index(source)
+            start = own + dim * _others(run, domain).index(source)
             model = without_inputs(model, slice(start, start + dim))
     if served and "cat_art" in parts:
         everything = exchanged(run.splits, run.stages.alone)
