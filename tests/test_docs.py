@@ -56,7 +56,7 @@ def commands(page):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The data that the examples speak of, in the folder where they run."""
-    data = planted(("tv", "movie"), Seed(3), n_users=120, n_items=30, known=0.8)
+    data = planted(("tv", "movie", "music"), Seed(3), n_users=120, n_items=30, known=0.8)
     for domain, frame in frames(data.domains).items():
         frame.write_parquet(tmp_path / f"{domain}.parquet")
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,8 @@ def test_commands_run_on_the_settings_beside_them(page, place, capsys):
 
 def test_the_readme_shows_fitting_and_asking(place):
     shown = {words[1] for words in commands(ROOT / "README.md") if words[0] == "musketeers"}
-    assert {"check", "fit", "recommend", "evaluate", "doctor", "demo", "compare"} == shown
+    trained = {"fit", "add-domain", "refresh", "compare", "demo"}
+    assert {"check", *trained, "recommend", "evaluate", "doctor"} == shown
     assert blocks(ROOT / "README.md", "python")
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from musketeers.runs import evaluate_run as evaluate_run
     from musketeers.runs import fit as fit
     from musketeers.runs import fit_run as fit_run
+    from musketeers.updates import add_domain as add_domain
+    from musketeers.updates import refresh as refresh
 
 _HOME = {
     "ArtifactError": "musketeers.errors",
@@ -33,10 +35,12 @@ _HOME = {
     "RunError": "musketeers.errors",
     "RunResult": "musketeers.results",
     "UnknownNameError": "musketeers.errors",
+    "add_domain": "musketeers.updates",
     "evaluate_run": "musketeers.runs",
     "fit": "musketeers.runs",
     "fit_run": "musketeers.runs",
     "open_run": "musketeers.run_files",
+    "refresh": "musketeers.updates",
 }
 
 

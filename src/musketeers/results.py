@@ -7,6 +7,7 @@ from typing import Any
 
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
+from musketeers.data.drift import Reference
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference, compare
 from musketeers.evaluation.evaluate import PerUser
@@ -95,6 +96,12 @@ class RunResult:
     """Of cold users (`split.cold`), in the domain that they are new to: popularity, CAT-ART, what
     they are served, and as a ceiling `WITH_HISTORY`, where the domain's model is linear."""
 
+    update: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])
+    """Of an update (`updates`): ``before`` and ``after`` it, in every domain that there was before,
+    what it is served by.  Of the test items and users of both; empty of a run from settings."""
+    references: Mapping[str, Reference] = field(default_factory=dict[str, Reference])
+    """What domains with new data were at the last full fit; the others still are what they were."""
+
     def serves_cold(self) -> dict[str, str]:
         """Domain -> the model for users whom only others know; ``pop`` if what is popular."""
         found: dict[str, str] = {}
@@ -111,6 +118,10 @@ class RunResult:
         serves = self.serves_cold()
         served = {domain: self.cold[serves[domain]][domain] for domain in self.cold.get("pop", {})}
         return compare(served, self.cold["pop"]) if served else {}
+
+    def changes(self) -> dict[Cell, Difference]:
+        """What the domains are served after an update against before; empty without one."""
+        return compare(self.update["after"], self.update["before"]) if self.update else {}
 
     def differences(self) -> dict[Cell, Difference]:
         """What recommends against each domain alone (SMF); empty if the run has one model alone."""

@@ -10,6 +10,8 @@ model/              the recommender, whole in itself
 metrics.json        means by model and domain
 metrics.parquet     every test user's numbers
 cold.parquet        those of cold users, where there are some (`split.cold`)
+update.parquet      those of what was served before and after, where a run was updated
+references/DOMAIN/  what a domain with new data was at the last full fit
 """
 
 import json
@@ -26,6 +28,7 @@ from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.baselines.popularity import popularity
 from musketeers.data.domains import ColdUsers, Split
+from musketeers.data.drift import Reference
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
@@ -35,6 +38,7 @@ from musketeers.heads.candidates import Candidate
 from musketeers.heads.choice import Verdict
 from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
+from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.recommender import Recommender
 from musketeers.results import Learning, Metrics, RunResult
@@ -63,8 +67,12 @@ def save(path: Path, result: RunResult, models: Models) -> None:
     _save_metrics(path / "metrics.parquet", result.metrics, result.recommender.users)
     if result.cold:
         _save_metrics(path / "cold.parquet", result.cold, result.recommender.users)
+    if result.update:
+        _save_metrics(path / "update.parquet", result.update, result.recommender.users)
+    for name, reference in result.references.items():
+        _save_reference(path / "references" / name, reference)
     chosen = result.recommender.about["model"] if learning.verdicts and not learning.tries else None
-    content = metrics_json(result.metrics, chosen=chosen, cold=result.cold)
+    content = metrics_json(result.metrics, chosen=chosen, cold=result.cold, update=result.update)
     text = json.dumps(content, indent=2)
     artifacts.write_text(path / "metrics.json", text + "\n")
 
@@ -83,15 +91,32 @@ def open_run(path: Path | str) -> RunResult:
         _load_metrics(path / "metrics.parquet", recommender.users),
         _load_learning(path, recommender),
         recommender,
-        _load_metrics(path / "cold.parquet", recommender.users)
-        if (path / "cold.parquet").exists()
-        else {},
+        _load_metrics_if_any(path / "cold.parquet", recommender.users),
+        _load_metrics_if_any(path / "update.parquet", recommender.users),
+        {
+            name: _load_reference(path / "references" / name)
+            for name in recommender.domains
+            if (path / "references" / name).exists()
+        },
     )
 
 
 def load_scorers(path: Path, found: RunResult, model: str) -> dict[str, Trained]:
     """One of the run's measured models, by domain."""
     return {domain: _load_scorer(path, found, model, domain) for domain in found.metrics[model]}
+
+
+def load_alone(path: Path, domain: str) -> Pretrained:
+    """A domain's stage 1, as it was trained."""
+    found = artifacts.load(path / "pretrain" / domain, "pretrain")
+    tensors, about = found.tensors, found.about
+    return Pretrained(
+        Factors(tensors["users"], tensors["items"]),
+        tensors["item_squares"],
+        about["regularization"],
+        about["learning_rate"],
+        tuple(History.from_json(one) for one in about["history"]),
+    )
 
 
 def _load_scorer(path: Path, found: RunResult, model: str, domain: str) -> Trained:
@@ -148,10 +173,14 @@ def _json(histories: Sequence[History]) -> list[list[dict[str, Any]]]:
 
 
 def _keep(
-    folder: Path, kind: str, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]
+    folder: Path,
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     if not folder.exists():
-        artifacts.save(folder, kind, tensors, about)
+        artifacts.save(folder, kind, tensors, about, files=files)
 
 
 def _purposes(result: RunResult) -> dict[str, np.ndarray]:
@@ -159,11 +188,10 @@ def _purposes(result: RunResult) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for name, split in result.splits.items():
         pairs = result.recommender.domains[name].seen
-        keys = pairs.users() * pairs.n_items + pairs.items
-        purpose = np.zeros(len(pairs), np.uint8)
+        keys, purpose = pairs.keys(), np.zeros(len(pairs), np.uint8)
         cold = (split.cold.history, split.cold.test) if split.cold else ()
         for number, table in enumerate((split.train, split.valid, split.test, *cold)):
-            purpose[np.searchsorted(keys, table.users() * table.n_items + table.items)] = number
+            purpose[np.searchsorted(keys, table.keys())] = number
         tensors[name] = purpose
     return tensors
 
@@ -206,6 +234,10 @@ def _save_metrics(file: Path, metrics: Metrics, users: Vocabulary) -> None:
     artifacts.write_bytes(file, buffer.getvalue())
 
 
+def _load_metrics_if_any(file: Path, users: Vocabulary) -> Metrics:
+    return _load_metrics(file, users) if file.exists() else {}
+
+
 def _load_metrics(file: Path, users: Vocabulary) -> Metrics:
     try:
         frame = pl.read_parquet(file)
@@ -218,6 +250,21 @@ def _load_metrics(file: Path, users: Vocabulary) -> Metrics:
         rows = users.rows(cells[0]["user_id"])
         metrics.setdefault(str(model), {})[str(domain)] = PerUser(rows, values)
     return metrics
+
+
+def _save_reference(folder: Path, reference: Reference) -> None:
+    tensors = {"popularity": reference.popularity, "trained": reference.trained}
+    files = {
+        "items.parquet": reference.items.to_bytes(),
+        "users.parquet": reference.users.to_bytes(),
+    }
+    _keep(folder, "reference", tensors, {}, files)
+
+
+def _load_reference(folder: Path) -> Reference:
+    found = artifacts.load(folder, "reference")
+    items, users = (Vocabulary.from_bytes(found.files[f"{n}.parquet"]) for n in ("items", "users"))
+    return Reference(items, found.tensors["popularity"], users, found.tensors["trained"])
 
 
 def _load_learning(path: Path, recommender: Recommender) -> Learning:

@@ -24,6 +24,7 @@ from musketeers.report.parts import (
 from musketeers.report.words import (
     COLD_LEGEND,
     LEGEND,
+    UPDATE_LEGEND,
     chance,
     duration,
     headline,
@@ -52,6 +53,7 @@ def render(result: RunResult) -> str:
         section("Comparison", _comparison(result.metrics, differences)),
         section("What was chosen", _choice(result.learning.verdicts)),
         section("Cold users", _cold(result)),
+        section("What changed", _changes(result)),
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Attention", attention(result.learning.attention)),
@@ -92,17 +94,27 @@ def _comparison(metrics: Metrics, differences: Mapping[Cell, Difference]) -> str
 
 
 def _cold(result: RunResult) -> str:
-    if not result.cold:
-        return ""
-    differences = result.cold_differences()
-    first, *_ = (of for domains in result.cold.values() for of in domains.values())
-    names = list(first.values)
-    domains = dict.fromkeys(domain for found in result.cold.values() for domain in found)
-    rows = [row for d in domains for row in _domain_rows(d, names, result.cold, differences)]
     caption = "Means over users who are new to the domain, ranking the whole catalogue"
+    return _beside(caption, result.cold, result.cold_differences(), COLD_LEGEND)
+
+
+def _changes(result: RunResult) -> str:
+    caption = "Means before and after the update, ranking the whole catalogue"
+    return _beside(caption, result.update, result.changes(), UPDATE_LEGEND)
+
+
+def _beside(
+    caption: str, metrics: Metrics, differences: Mapping[Cell, Difference], legend: str
+) -> str:
+    if not metrics:
+        return ""
+    first, *_ = (of for domains in metrics.values() for of in domains.values())
+    names = list(first.values)
+    domains = dict.fromkeys(domain for found in metrics.values() for domain in found)
+    rows = [row for d in domains for row in _domain_rows(d, names, metrics, differences)]
     return (
         table(caption, ["model", *map(metric_name, names)], rows)
-        + f'<p class="soft">{COLD_LEGEND} In brackets: 95 % interval of the difference.</p>'
+        + f'<p class="soft">{legend} In brackets: 95 % interval of the difference.</p>'
     )
 
 
