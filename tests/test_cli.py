@@ -15,7 +15,9 @@ from musketeers.config import load
 from musketeers.data.synthetic import frames, planted
 from musketeers.seeding import Seed
 
-COMMANDS = ("fit", "evaluate", "recommend", "explain", "check", "doctor", "demo")
+COMMANDS = (
+    "fit", "add-domain", "refresh", "evaluate", "recommend", "explain", "check", "doctor", "demo",
+)  # fmt: skip
 SETTINGS = """
 dim = 4
 
@@ -201,6 +203,44 @@ def test_a_fit_that_cannot_be_is_one_line(place, arguments, line):
     assert line in err
     assert len(err.splitlines()) == 1
     assert not (place / "never").exists()
+
+
+# --- add-domain, refresh
+
+
+def test_a_domain_is_added_and_refreshed(fitted, tmp_path):
+    path, _ = fitted
+    music = frames(planted(("music",), Seed(5), n_users=80, n_items=30).domains)["music"]
+    music.rename({"user_id": "who"}).write_csv(tmp_path / "music.csv")
+    named = ("--domain", "music", "--data", tmp_path / "music.csv", "--threads", 1)
+    code, _, err = call("add-domain", path, *named, "--out", tmp_path / "failed")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "no column 'user_id' among 'who', 'item_id', 'timestamp'" in err
+    second = tmp_path / "second"
+    code, out, err = call("add-domain", path, *named, "--user", "who", "--out", second)
+    assert code == 0, err
+    printed = out.decode()
+    for expected in ("music", "What changed", "Before", "After", str(second / "report.html")):
+        assert expected in printed
+    stages = [line.split("  ")[0].split()[0] for line in err.splitlines()]
+    assert stages == ["pretrain", "cat", *3 * ["art"], *3 * ["choice"]]
+
+    third = tmp_path / "third"
+    code, out, err = call("refresh", second, *named, "--out", third)
+    assert code == 0, err
+    assert "music since the last full fit: 0% of its items are new" in err
+    assert "What changed" in out.decode()
+    assert out.decode().startswith(text("evaluate", third, "--threads", 1))
+    again = call("refresh", second, *named, "--out", third, "--resume")
+    assert again[:2] == (0, out)
+    assert f"{third}: the run is finished; nothing is trained" in again[2]
+    code, out, err = call("refresh", second, *named, "--out", third)
+    assert (code, out) == (1, b"")
+    assert err.endswith("holds a finished run, never overwritten; choose another folder\n")
+    update = json.loads((third / "metrics.json").read_text())["update"]
+    assert update.keys() == {"before", "after"}
+    assert update["before"] == update["after"]
+    assert update["after"].keys() == {"tv", "my films", "music"}
 
 
 # --- evaluate, recommend, check

@@ -56,7 +56,7 @@ def commands(page):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The data that the examples speak of, in the folder where they run."""
-    data = planted(("tv", "movie"), Seed(3), n_users=120, n_items=30, known=0.8)
+    data = planted(("tv", "movie", "music"), Seed(3), n_users=120, n_items=30, known=0.8)
     for domain, frame in frames(data.domains).items():
         frame.write_parquet(tmp_path / f"{domain}.parquet")
     monkeypatch.chdir(tmp_path)
@@ -95,8 +95,9 @@ def test_commands_run_on_the_settings_beside_them(page, place, capsys):
 
 def test_the_readme_shows_fitting_and_asking(place):
     shown = {words[1] for words in commands(ROOT / "README.md") if words[0] == "musketeers"}
-    asked = {"recommend", "explain", "evaluate", "compare"}
-    assert {"check", "fit", "doctor", "demo", *asked} == shown
+    trained = {"fit", "add-domain", "refresh", "compare", "demo"}
+    asked = {"recommend", "explain", "evaluate"}
+    assert {"check", "doctor", *trained, *asked} == shown
     assert blocks(ROOT / "README.md", "python")
 
 

@@ -63,3 +63,20 @@ def test_wrong_rows_are_refused():
     with pytest.raises(DataError, match=r"user rows span -1\.\.0, outside 0\.\.0"):
         Interactions.from_pairs(np.array([-1, 0]), np.zeros(2, int), n_users=1, n_items=5)
     Interactions.from_pairs(np.array([0]), np.array([4]), n_users=1, n_items=5)
+
+
+@given(PAIRS, st.permutations(range(10)), st.lists(st.integers(-1, 6), min_size=5, max_size=5))
+def test_moved_pairs_are_the_same_under_other_numbers(pairs, users, items):
+    interactions = table(pairs)
+    new_users, new_items = np.array(users) + 2, np.array(items)
+    found = interactions.moved(new_users, new_items, n_users=12, n_items=7)
+    expected = {(users[u] + 2, items[i]) for u, i in pairs if items[i] >= 0}
+    assert listed(found) == sorted(expected)
+    assert (found.n_users, found.n_items) == (12, 7)
+
+
+@given(PAIRS, PAIRS)
+def test_keys_find_the_pairs_of_one_table_in_another(pairs, others):
+    one, other = table(pairs), table(others)
+    assert listed(one.only(np.isin(one.keys(), other.keys()))) == sorted(set(pairs) & set(others))
+    assert (np.diff(one.keys()) > 0).all()

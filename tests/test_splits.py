@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from musketeers.config import SplitConfig
 from musketeers.data.domains import Domain, Domains
 from musketeers.data.interactions import Interactions
-from musketeers.data.splits import split
+from musketeers.data.splits import split, split_again
 from musketeers.data.synthetic import planted
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import DataError
@@ -220,3 +220,89 @@ def test_a_user_who_appears_after_the_cut_has_an_empty_train_row():
     parts = split(together(a=old | {(1, 0): 100}), SplitConfig(method="time"), SEED)["a"]
     assert parts.train.of(1).tolist() == parts.valid.of(1).tolist() == []
     assert parts.test.of(1).tolist() == [0]
+
+
+# --- new data of a domain
+
+NOBODY, EVERYBODY = np.zeros(N_USERS, bool), np.ones(N_USERS, bool)
+
+
+def moved(before, later):
+    """The split of the rows `before`, then that of the rows `later`."""
+    first = split(together(a=before), SplitConfig(), SEED)["a"]
+    return first, split_again("a", domain(later), first, SplitConfig(), SEED, eligible=NOBODY)
+
+
+@given(ROWS, SHARES, st.sampled_from(["random", "last"]))
+def test_a_domain_without_a_past_is_split_as_ever(rows, shares, method):
+    config = SplitConfig(method=method, test=shares[0], valid=shares[1])
+    first = split(together(a=rows), config, SEED)["a"]
+    again = split_again("a", domain(rows), None, config, SEED, eligible=EVERYBODY)
+    for part in ("train", "valid", "test"):
+        assert listed(getattr(again, part)) == listed(getattr(first, part))
+
+
+@given(ROWS, ROWS)
+def test_what_is_still_there_keeps_its_purpose_and_the_rest_fills_up(before, later):
+    first, again = moved(before, {**later, **dict.fromkeys(list(before)[::2], 5)})
+    now = again.train.union(again.valid).union(again.test)
+    for part in ("train", "valid", "test"):
+        kept = set(listed(getattr(first, part))) & set(listed(now))
+        assert kept <= set(listed(getattr(again, part)))
+    was = first.train.union(first.valid).union(first.test)
+    for user in range(N_USERS):
+        n, held = (
+            len(now.of(user)),
+            [ceil(round(share * len(now.of(user)), 6)) for share in (0.2, 0.16)],
+        )
+        new = set(now.of(user)) - set(was.of(user))
+        for part, wanted in zip(("test", "valid"), held, strict=True):
+            here = set(getattr(again, part).of(user))
+            stayed = len(here - new)
+            # never more new ones than the shares lack
+            assert len(here & new) <= max(wanted * (sum(held) < n) - stayed, 0)
+        missing = sum(held) * (sum(held) < n)
+        held_out = len(again.test.of(user)) + len(again.valid.of(user))
+        assert held_out >= missing or not new & set(again.train.of(user))
+
+
+def test_of_new_pairs_the_latest_are_held_out_after_those_that_were_before():
+    before = row(10)
+    config = SplitConfig(method="last", test=0.2, valid=0.1)
+    first = split(together(a=before), config, SEED)["a"]
+    assert listed(first.test) == [(0, 8), (0, 9)]
+    # later pairs of earlier items: of 20, four are to be tested and two to validate
+    later = {**before, **{(0, item): 100 - item for item in range(20, 30)}}
+    again = split_again("a", domain(later), first, config, SEED, eligible=NOBODY)
+    assert listed(again.test) == [(0, 8), (0, 9), (0, 20), (0, 21)]
+    assert listed(again.valid) == [*listed(first.valid), (0, 22)]
+
+
+def test_who_was_new_to_a_domain_stays_so_and_some_who_come_are():
+    both = {pair: 0 for user in range(N_USERS) for pair in row(9, user)}
+    config = SplitConfig(cold=0.5)
+    first = split(together(a=both, b=both), config, SEED)["a"]
+    cold = first.cold.test.known_users()
+    assert 0 < cold.sum() < N_USERS
+    less = {pair: 0 for pair in both if pair[0] < N_USERS - 2 or cold[pair[0]]}
+    more = {**both, **{pair: 0 for user in range(N_USERS) for pair in row(14, user)}}
+    start = split_again("a", domain(less), first, config, SEED, eligible=EVERYBODY)
+    assert (start.cold.test.known_users() == cold).all()  # nobody came
+    again = split_again("a", domain(more), start, config, SEED, eligible=NOBODY)
+    assert (again.cold.test.known_users() == cold).all()
+    assert set(listed(start.cold.test)) <= set(listed(again.cold.test))
+    assert not (again.train.known_users() & cold).any()
+    assert len(again.cold.test) == 3 * cold.sum()
+    fewer = SplitConfig(cold=0.3)
+    newcomers = [
+        split_again("a", domain(more), None, fewer, Seed(n), eligible=EVERYBODY).cold
+        for n in range(40)
+    ]
+    share = np.mean([c.test.known_users().mean() if c else 0 for c in newcomers])
+    assert 0.2 < share < 0.4
+
+
+def test_a_cut_in_time_cannot_be_found_again():
+    config = SplitConfig(method="time")
+    with pytest.raises(DataError, match="a run does not keep the others' times; fit anew with"):
+        split_again("a", domain(row(9)), None, config, SEED, eligible=NOBODY)

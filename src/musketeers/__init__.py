@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from musketeers.runs import fit_run as fit_run
     from musketeers.sources import Explainer as Explainer
     from musketeers.sources import helped as helped
+    from musketeers.updates import add_domain as add_domain
+    from musketeers.updates import refresh as refresh
 
 _HOME = {
     "ArtifactError": "musketeers.errors",
@@ -36,11 +38,13 @@ _HOME = {
     "RunError": "musketeers.errors",
     "RunResult": "musketeers.results",
     "UnknownNameError": "musketeers.errors",
+    "add_domain": "musketeers.updates",
     "evaluate_run": "musketeers.runs",
     "fit": "musketeers.runs",
     "fit_run": "musketeers.runs",
     "helped": "musketeers.sources",
     "open_run": "musketeers.run_files",
+    "refresh": "musketeers.updates",
 }
 
 

@@ -21,6 +21,14 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Processors to use; all by default. Results repeat for the same number."),
 ]
+Domain = Annotated[str, typer.Option(help="The domain's name.")]
+Data = Annotated[
+    str, typer.Option(metavar="FILE", help="Its data, all of them: a file, a folder or a glob.")
+]
+NewRun = Annotated[Path, typer.Option(metavar="NEW", help="The folder to write; new or empty.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run, to the same result.")
+]
 Sampled = Annotated[
     bool,
     typer.Option(
@@ -60,9 +68,7 @@ def _main(
 def fit(
     config: Config,
     out: Annotated[Path, typer.Option(metavar="RUN", help="The folder to write; new or empty.")],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run, to the same result.")
-    ] = False,
+    resume: Resume = False,
     threads: Threads = None,
     only: Annotated[
         str | None,
@@ -105,6 +111,74 @@ def fit(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, n_tries=tune,
             command=sys.argv,
+        )  # fmt: skip
+    tables.show(tables.of_run(result), tables.next_step(result, out))
+
+
+@app.command()
+def add_domain(
+    run: Run,
+    domain: Domain,
+    data: Data,
+    out: NewRun,
+    user: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Its user ids, if not as in the run.")
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Its item ids, likewise.")
+    ] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Its times, likewise.")
+    ] = None,
+    resume: Resume = False,
+    threads: Threads = None,
+) -> None:
+    """Add a domain to a finished run; train only what must be.
+
+    Reads the folder RUN and the new domain's data, not those of the other domains, whose stage 1
+    and held-out interactions stay as they are. Writes the folder NEW, a run like any other, and
+    says what changed in each domain.
+
+    Example: `musketeers add-domain runs/first --domain music --data music.csv --out runs/second`
+    """
+    from musketeers import updates
+    from musketeers.progress import watching
+    from musketeers.report import tables
+
+    with watching(out, resume=resume) as watch:
+        result = updates.add_domain(
+            run, domain, data, out,
+            columns={"user": user, "item": item, "timestamp": timestamp},
+            resume=resume, threads=threads, watch=watch, command=sys.argv,
+        )  # fmt: skip
+    tables.show(tables.of_run(result), tables.next_step(result, out))
+
+
+@app.command()
+def refresh(
+    run: Run,
+    domain: Domain,
+    data: Data,
+    out: NewRun,
+    resume: Resume = False,
+    threads: Threads = None,
+) -> None:
+    """Give a domain of a finished run its new data; train only what must be.
+
+    Reads the folder RUN and all data of the domain as they are now, not those of the other domains,
+    whose stage 1 and held-out interactions stay as they are. Writes the folder NEW, a run like any
+    other, says what changed in each domain, and warns where a full fit is due.
+
+    Example: `musketeers refresh runs/first --domain tv --data tv.parquet --out runs/second`
+    """
+    from musketeers import updates
+    from musketeers.progress import watching
+    from musketeers.report import tables
+
+    with watching(out, resume=resume) as watch:
+        result = updates.refresh(
+            run, domain, data, out,
+            resume=resume, threads=threads, watch=watch, command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))
 

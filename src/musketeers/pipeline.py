@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,6 +26,9 @@ Jobs = Callable[[str, str | None, int], Job]
 together."""
 
 
+_NOTHING: Mapping[str, Pretrained] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Models:
     """What the stages made, by domain; what was not asked for is empty."""
@@ -41,10 +45,13 @@ def cat_art(
     *,
     n_threads: int,
     given: Mapping[str, Given] | None = None,
+    done: Mapping[str, Pretrained] = _NOTHING,
 ) -> Models:
     """Every domain's model before and after it learned from the others."""
-    # 1. Pretrain: every domain learns alone.
-    alone = smf(splits, config, jobs, n_threads=n_threads, given=given)
+    # 1. Pretrain: every domain learns alone, unless it has already (`done`).
+    learning = {name: split for name, split in splits.items() if name not in done}
+    learned = {**done, **smf(learning, config, jobs, n_threads=n_threads, given=given)}
+    alone = {name: learned[name] for name in splits}
 
     # 2. Exchange: the users' embeddings leave the domains, and nothing else does.
     shared = exchanged(splits, alone)

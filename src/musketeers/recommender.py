@@ -20,6 +20,7 @@ from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
+from musketeers.heads.fold_in import fold_in
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
 from musketeers.scorers import Layout, Trained
@@ -142,6 +143,56 @@ class Recommender:
         strategies = self._strategies(model, rows)
         seen = model.seen if exclude_seen else None
         return _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads), strategies
+
+    def fold_in(
+        self,
+        domain: str,
+        user_ids: object,
+        item_ids: object,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        n_threads: int | None = None,
+    ) -> pl.DataFrame:
+        """The best `k` items of `domain` for users who have just done what is given, untrained.
+
+        `user_ids` and `item_ids` are two columns of equal length, a pair in each row: of users whom
+        the model does not know, or what known users have done since.  Items that the domain does
+        not have, and pairs that it knows, tell nothing; who has none but such is answered as by
+        `recommend`.  All others are ``personalised``: a linear model takes their pairs as inputs;
+        in a model of vectors the user's is solved for (`heads.fold_in`).  In a blend of both the
+        user's vector stays as it is, for a stranger 0.
+
+        The answer is as that of `recommend`, each user once, ids ascending.  With `exclude_seen`
+        the given items are left out, too.  The model is not changed.  Raises what `recommend` does,
+        and `DataError` for columns of different length and items of no type of ids.
+        """
+        model = self.model(domain)
+        k = min(_count("k", k), max(len(model.items), 1))
+        threads = available_threads() if n_threads is None else _count("n_threads", n_threads)
+        ids, items = asked(user_ids, self.users), model.items.rows(item_ids)
+        if len(ids) != len(items):
+            raise DataError(f"{len(ids)} user ids but {len(items)} item ids; one of each per pair")
+        users = Vocabulary.of(ids)
+        rows = self.users.rows(users.values)
+        given = Interactions.from_pairs(
+            users.rows(ids)[items >= 0], items[items >= 0],
+            n_users=len(users), n_items=len(model.items),
+        )  # fmt: skip
+        before = model.seen.of_each(rows)
+        new = given.only(~np.isin(given.keys(), before.keys()))
+        strategies = self._strategies(model, rows)
+        seen = model.seen if exclude_seen else None
+        ranking = _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads)
+        if len(told := np.flatnonzero(new.known_users())):
+            scorer = fold_in(
+                model.scorer, rows[told], new.of_each(told), seen=model.seen, known=model.known
+            )
+            seen = before.union(new).of_each(told) if exclude_seen else None
+            part = top_k(scorer, np.arange(len(told)), k=k, seen=seen, n_threads=threads)
+            ranking.items[told], ranking.scores[told] = part.items, part.scores
+            strategies[told] = _PERSONALISED
+        return _frame(users.values, model.items, ranking, strategies)
 
     def save(self, path: Path | str) -> None:
         """Write everything to the new folder `path`; `load` gives it back bit by bit.

@@ -7,6 +7,7 @@ from typing import Any
 
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
+from musketeers.data.drift import Reference
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference, compare, compare_pairs
 from musketeers.evaluation.evaluate import PerUser
@@ -101,6 +102,12 @@ class RunResult:
     stages: Models = field(default_factory=lambda: Models({}))
     """What the stages made, as far as it was kept; sources are hidden from it."""
 
+    update: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])
+    """Of an update (`updates`): ``before`` and ``after`` it, in every domain that there was before,
+    what it is served by.  Of the test items and users of both; empty of a run from settings."""
+    references: Mapping[str, Reference] = field(default_factory=dict[str, Reference])
+    """What domains with new data were at the last full fit; the others still are what they were."""
+
     def serves_cold(self) -> dict[str, str]:
         """Domain -> the model for users whom only others know; ``pop`` if what is popular."""
         found: dict[str, str] = {}
@@ -132,6 +139,10 @@ class RunResult:
                 )
                 pairs[domain, source] = ours, theirs
         return compare_pairs(pairs) if pairs else {}
+
+    def changes(self) -> dict[Cell, Difference]:
+        """What the domains are served after an update against before; empty without one."""
+        return compare(self.update["after"], self.update["before"]) if self.update else {}
 
     def differences(self) -> dict[Cell, Difference]:
         """What recommends against each domain alone (SMF); empty if the run has one model alone."""

@@ -11,6 +11,8 @@ metrics.json        means by model and domain
 metrics.parquet     every test user's numbers
 cold.parquet        those of cold users, where there are some (`split.cold`)
 hidden.parquet      those of test users with one source hidden, where any domain is told of others
+update.parquet      those of what was served before and after, where a run was updated
+references/DOMAIN/  what a domain with new data was at the last full fit
 """
 
 import json
@@ -30,6 +32,7 @@ from musketeers.art.train import Transferred
 from musketeers.baselines.popularity import popularity
 from musketeers.cat.train import Aligned
 from musketeers.data.domains import ColdUsers, Split
+from musketeers.data.drift import Reference
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
@@ -70,8 +73,12 @@ def save(path: Path, result: RunResult) -> None:
         _save_metrics(path / "cold.parquet", result.cold, result.recommender.users)
     if result.hidden:
         _save_metrics(path / "hidden.parquet", result.hidden, result.recommender.users, of="source")
+    if result.update:
+        _save_metrics(path / "update.parquet", result.update, result.recommender.users)
+    for name, reference in result.references.items():
+        _save_reference(path / "references" / name, reference)
     chosen = result.recommender.about["model"] if learning.verdicts and not learning.tries else None
-    content = metrics_json(result.metrics, chosen=chosen, cold=result.cold)
+    content = metrics_json(result.metrics, chosen=chosen, cold=result.cold, update=result.update)
     text = json.dumps(content, indent=2)
     artifacts.write_text(path / "metrics.json", text + "\n")
 
@@ -94,6 +101,12 @@ def open_run(path: Path | str) -> RunResult:
         _load_metrics(path / "cold.parquet", users, optional=True),
         _load_metrics(path / "hidden.parquet", users, of="source", optional=True),
         stages,
+        _load_metrics(path / "update.parquet", users, optional=True),
+        {
+            name: _load_reference(path / "references" / name)
+            for name in recommender.domains
+            if (path / "references" / name).exists()
+        },
     )
 
 
@@ -156,10 +169,14 @@ def _json(histories: Sequence[History]) -> list[list[dict[str, Any]]]:
 
 
 def _keep(
-    folder: Path, kind: str, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]
+    folder: Path,
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     if not folder.exists():
-        artifacts.save(folder, kind, tensors, about)
+        artifacts.save(folder, kind, tensors, about, files=files)
 
 
 def _purposes(result: RunResult) -> dict[str, np.ndarray]:
@@ -167,11 +184,10 @@ def _purposes(result: RunResult) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for name, split in result.splits.items():
         pairs = result.recommender.domains[name].seen
-        keys = pairs.users() * pairs.n_items + pairs.items
-        purpose = np.zeros(len(pairs), np.uint8)
+        keys, purpose = pairs.keys(), np.zeros(len(pairs), np.uint8)
         cold = (split.cold.history, split.cold.test) if split.cold else ()
         for number, table in enumerate((split.train, split.valid, split.test, *cold)):
-            purpose[np.searchsorted(keys, table.users() * table.n_items + table.items)] = number
+            purpose[np.searchsorted(keys, table.keys())] = number
         tensors[name] = purpose
     return tensors
 
@@ -266,6 +282,21 @@ def _load_aligned(folder: Path) -> Aligned | None:
 
 def _histories(saved: Sequence[list[dict[str, Any]]]) -> tuple[History, ...]:
     return tuple(History.from_json(one) for one in saved)
+
+
+def _save_reference(folder: Path, reference: Reference) -> None:
+    tensors = {"popularity": reference.popularity, "trained": reference.trained}
+    files = {
+        "items.parquet": reference.items.to_bytes(),
+        "users.parquet": reference.users.to_bytes(),
+    }
+    _keep(folder, "reference", tensors, {}, files)
+
+
+def _load_reference(folder: Path) -> Reference:
+    found = artifacts.load(folder, "reference")
+    items, users = (Vocabulary.from_bytes(found.files[f"{n}.parquet"]) for n in ("items", "users"))
+    return Reference(items, found.tensors["popularity"], users, found.tensors["trained"])
 
 
 def _load_learning(path: Path, stages: Models) -> Learning:

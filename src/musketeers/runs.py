@@ -112,20 +112,42 @@ def fit_run(
     that there is not, or that would need more memory than there is.
     """
     check_place(out, resume=resume)
-    if resume and threads is None and (out / "manifest.json").exists():
-        # the result depends on the threads, so going on means with as many as before
-        threads = RunFolder(out).manifest()["threads"]
-    watch, n_threads = watch or Quiet(), _thread_count(threads)
-    measured = _models_to_measure(only, n_tries, n_domains=len(config.data.domains))
-    data = _Data.of(readers.read(config.data, base=base), config, base, watch)
-    inputs = {**fingerprints(data.domains), "models": ",".join(measured)}
-    inputs |= {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
+    watch, n_threads = watch or Quiet(), thread_count(threads, out if resume else None)
+    measured = models_to_measure(only, n_tries, n_domains=len(config.data.domains))
+    data = Data.of(readers.read(config.data, base=base), config, base, watch)
+    inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
     if n_tries > 1:
         inputs["tries"] = str(n_tries)
+    return fit_data(
+        config, data, out, measured=measured, n_tries=n_tries, inputs=inputs,
+        resume=resume, n_threads=n_threads, watch=watch, command=command,
+    )  # fmt: skip
+
+
+def fit_data(
+    config: RunConfig,
+    data: "Data",
+    out: Path,
+    *,
+    measured: Sequence[str],
+    inputs: Mapping[str, str],
+    resume: bool,
+    n_threads: int,
+    watch: Watch,
+    command: Sequence[str],
+    n_tries: int = 1,
+    add: Callable[[RunResult], RunResult] | None = None,
+) -> RunResult:
+    """Train, measure and save on data that are read and split; the finished run.
+
+    `measured` is of `models_to_measure`.  `inputs` are what the result depends on beside settings,
+    data, threads and `measured`: a run is resumed with the same ones alone.  `add` puts into the
+    result what else is to be saved and shown.
+    """
     with (
         RunFolder.create(
-            out, configuration.dump(config), data=inputs, threads=n_threads,
-            command=command, resume=resume,
+            out, configuration.dump(config), threads=n_threads, command=command, resume=resume,
+            data={**fingerprints(data.domains), "models": ",".join(measured), **inputs},
         ) as run,
         libraries_on_one_thread(),
     ):  # fmt: skip
@@ -134,6 +156,7 @@ def fit_run(
             fits = _train(config, data, measured, n_tries, jobs)
             with run.timed("evaluate"):
                 result = _result(out, config, data, fits, n_threads)
+                result = add(result) if add else result
             with run.timed("save"):
                 run_files.save(out, result)
             report = render(replace(result, manifest=run.manifest()))
@@ -166,9 +189,9 @@ def fit(
         )
     domains = dict.fromkeys(frames, "a table")
     config = configuration.parse({**settings, "data": {**section, "domains": domains}}, "fit()")
-    watch, n_threads = watch or Quiet(), _thread_count(threads)
-    measured = _models_to_measure(only, n_tries, n_domains=len(frames))
-    data = _Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
+    watch, n_threads = watch or Quiet(), thread_count(threads)
+    measured = models_to_measure(only, n_tries, n_domains=len(frames))
+    data = Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
     with libraries_on_one_thread():
         jobs = _Jobs(None, data.splits, watch, n_threads)
         fits = _train(config, data, measured, n_tries, jobs)
@@ -182,7 +205,7 @@ def evaluate_run(
 
     With `sampled` each test item is also ranked among 99 random ones.
     """
-    path, n_threads = Path(path), _thread_count(threads)
+    path, n_threads = Path(path), thread_count(threads)
     found = open_run(path)
     with libraries_on_one_thread():
         scorers = {model: scorers_of(found, model) for model in found.metrics}
@@ -193,7 +216,10 @@ def evaluate_run(
     return replace(found, metrics=metrics, cold=cold)
 
 
-def _models_to_measure(only: str | None, n_tries: int, *, n_domains: int) -> tuple[str, ...]:
+def models_to_measure(
+    only: str | None = None, n_tries: int = 1, *, n_domains: int
+) -> tuple[str, ...]:
+    """Those of a fit, the one that recommends last; `ConfigError` for what cannot be."""
     if n_tries < 1:
         raise ConfigError(f"tries is {n_tries}; train at least once")
     if only is None and n_tries > 1:
@@ -204,7 +230,14 @@ def _models_to_measure(only: str | None, n_tries: int, *, n_domains: int) -> tup
     return (only,)
 
 
-def _thread_count(threads: int | None) -> int:
+def thread_count(threads: int | None, resumed: Path | None = None) -> int:
+    """As many as asked; by default as the run to be resumed had, or all.
+
+    Raises `ConfigError` for less than 1.
+    """
+    if resumed and threads is None and (resumed / "manifest.json").exists():
+        # the result depends on the threads, so going on means with as many as before
+        threads = RunFolder(resumed).manifest()["threads"]
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; use 1 or more")
     return threads or available_threads()
@@ -224,17 +257,20 @@ def fingerprints(domains: Domains) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Data:
+class Data:
     """What there is to learn from, and what to measure with."""
 
     domains: Domains
     overlap: OverlapReport
     splits: Mapping[str, Split]
-    given: Mapping[str, Given]
+    given: Mapping[str, Given] = field(default_factory=dict[str, Given])
     """Vectors made elsewhere, of the domains that bring theirs."""
+    alone: Mapping[str, Pretrained] = field(default_factory=dict[str, Pretrained])
+    """Stage 1 of the domains that need not learn it anew."""
 
     @classmethod
-    def of(cls, reading: Reading, config: RunConfig, base: Path, watch: Watch) -> "_Data":
+    def of(cls, reading: Reading, config: RunConfig, base: Path, watch: Watch) -> "Data":
+        """All that was read, split anew; `watch` is told what looks wrong."""
         domains, overlap = reading.domains, overlap_report(reading)
         for warning in overlap.warnings:
             watch.say(f"warning: {warning}")
@@ -326,7 +362,7 @@ class _Fits:
 
 
 def _train(
-    config: RunConfig, data: _Data, measured: Sequence[str], n_tries: int, jobs: _Jobs
+    config: RunConfig, data: Data, measured: Sequence[str], n_tries: int, jobs: _Jobs
 ) -> _Fits:
     """The models to measure, and the stages they need."""
     try:
@@ -335,7 +371,10 @@ def _train(
             return _one(last, config, data, n_tries, jobs)
         stages = Models({})
         if "cat_art" in measured:
-            stages = cat_art(data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given)
+            stages = cat_art(
+                data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given,
+                done=data.alone,
+            )  # fmt: skip
         elif "smf" in measured:
             alone = smf(data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given)
             stages = Models(alone)
@@ -358,7 +397,7 @@ def _staged(model: str, splits: Mapping[str, Split], stages: Models) -> Made:
 
 
 def _choose(
-    stages: Models, made: dict[str, Made], config: RunConfig, data: _Data, jobs: _Jobs
+    stages: Models, made: dict[str, Made], config: RunConfig, data: Data, jobs: _Jobs
 ) -> _Fits:
     """To the models that all domains have, what each was given to recommend with."""
     found = choices(
@@ -372,7 +411,7 @@ def _choose(
     return _Fits(stages, made, serves)
 
 
-def _one(model: str, config: RunConfig, data: _Data, n_tries: int, jobs: _Jobs) -> _Fits:
+def _one(model: str, config: RunConfig, data: Data, n_tries: int, jobs: _Jobs) -> _Fits:
     """One model, tuned as in a comparison; what it starts from likewise."""
     looked_at = validations(data.splits, Seed(config.seed), n_threads=jobs.n_threads)
     memory = available() * 9 // 10
@@ -413,7 +452,7 @@ def _starts(made: Made) -> dict[str, Pretrained]:
 
 
 def _result(
-    path: Path | None, config: RunConfig, data: _Data, fits: _Fits, n_threads: int
+    path: Path | None, config: RunConfig, data: Data, fits: _Fits, n_threads: int
 ) -> RunResult:
     """Measure the models, and let the last of them recommend."""
     scorers = {

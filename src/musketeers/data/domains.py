@@ -51,3 +51,19 @@ class Split:
     def seen(self) -> Interactions:
         """What a ranking for the test must skip: train and valid."""
         return self.train.union(self.valid)
+
+    def moved(
+        self,
+        users: Int64[np.ndarray, " user"],
+        items: Int64[np.ndarray, " item"],
+        *,
+        n_users: int,
+        n_items: int,
+    ) -> "Split":
+        """Every table `Interactions.moved`."""
+
+        def moved(table: Interactions) -> Interactions:
+            return table.moved(users, items, n_users=n_users, n_items=n_items)
+
+        cold = ColdUsers(moved(self.cold.history), moved(self.cold.test)) if self.cold else None
+        return Split(moved(self.train), moved(self.valid), moved(self.test), cold)

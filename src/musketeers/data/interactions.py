@@ -95,6 +95,39 @@ class Interactions:
         """Whether each user has any pair at all."""
         return self.counts() > 0
 
+    def keys(self) -> Int64[np.ndarray, " pair"]:
+        """One number for each pair, ascending; the same in all tables of as many items."""
+        return self.users() * self.n_items + self.items
+
+    def only(self, keep: Bool[np.ndarray, " pair"]) -> "Interactions":
+        """The pairs marked in `keep`."""
+        return Interactions.from_sorted(
+            self.users()[keep], self.items[keep], n_users=self.n_users, n_items=self.n_items
+        )
+
+    def of_each(self, users: Int64[np.ndarray, " asked"]) -> "Interactions":
+        """A table with a row for each of the asked users, in this order; empty for -1."""
+        rows = [self.of(user) if user >= 0 else self.items[:0] for user in users.tolist()]
+        indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        items = np.concatenate([self.items[:0], *rows])
+        return Interactions.from_csr(indptr, items, n_items=self.n_items)
+
+    def moved(
+        self,
+        users: Int64[np.ndarray, " user"],
+        items: Int64[np.ndarray, " item"],
+        *,
+        n_users: int,
+        n_items: int,
+    ) -> "Interactions":
+        """The pairs under new row numbers: user `u` becomes ``users[u]``, item `i` ``items[i]``.
+
+        What has no new row (-1) is left out.
+        """
+        user, item = users[self.users()], items[self.items]
+        kept = (user >= 0) & (item >= 0)
+        return Interactions.from_pairs(user[kept], item[kept], n_users=n_users, n_items=n_items)
+
     def union(self, other: "Interactions") -> "Interactions":
         """The pairs of either table; both must have the same users and items."""
         return Interactions.from_pairs(

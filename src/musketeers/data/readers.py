@@ -121,6 +121,19 @@ def from_frames(frames: Mapping[str, object], config: Columns) -> Reading:
     return _joined(cores)
 
 
+def joined(readings: Mapping[str, Reading]) -> Reading:
+    """These domains, each from its reading, over one vocabulary of users, as if read at once."""
+    return _joined({name: _core_of(name, reading) for name, reading in readings.items()})
+
+
+def _core_of(name: str, reading: Reading) -> _Core:
+    domain, users = reading.domains.domains[name], reading.domains.users
+    known, user = _renumbered(domain.pairs.users())
+    item = domain.pairs.items.astype(np.int64)
+    source = reading.sources[name]
+    return _Core(users.ids(known), domain.items, user, item, domain.times, None, source)
+
+
 def _wanted(config: Columns, domain: str) -> dict[Role, str]:
     try:
         check_domain_name(domain)

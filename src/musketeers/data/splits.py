@@ -12,6 +12,8 @@ from musketeers.errors import DataError
 from musketeers.seeding import Seed
 
 _TRAIN, _VALID, _TEST = 0, 1, 2
+_NEW = -1
+"""Of a pair that was not there before: no purpose yet."""
 _ROUNDING = 1e-9
 """Taken off before rounding up, because 0.1 * 30 is a little more than 3 in binary arithmetic."""
 _PER_USER = "a user needs three pairs or more; raise data.min_user or hold out less"
@@ -43,7 +45,7 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
         purposes = _by_moment(domains, config)
     else:
         purposes = {
-            name: _by_rank(domain.pairs, _order(name, domain, config, seed), config)
+            name: _by_rank(name, domain, np.full(len(domain.pairs), _NEW, np.int8), config, seed)
             for name, domain in domains.domains.items()
         }
     cold = _cold(domains, config.cold, seed)
@@ -51,6 +53,56 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
         name: _apart(name, domain.pairs, purposes[name], cold[name], config)
         for name, domain in domains.domains.items()
     }
+
+
+def split_again(
+    name: str,
+    domain: Domain,
+    before: Split | None,
+    config: SplitConfig,
+    seed: Seed,
+    *,
+    eligible: Bool[np.ndarray, " user"],
+) -> Split:
+    """The split of a domain with new data, where the other domains' splits stand.
+
+    A pair of `before` (the split so far, in the rows of `domain`; None of a new domain) that is
+    still there keeps its purpose.  Of each user's other pairs as many are held out as the shares of
+    all that the user has now still lack: none of a user who has enough, and of a new user what
+    `split` holds out.  Users without a history in `before` are made new to the domain with
+    probability `cold`, if they are `eligible`: known in another domain, and new to none.
+
+    Raises `DataError` as `split` does, and for the `time` method, whose moments lie in the times of
+    all domains.
+    """
+    if config.method == "time":
+        raise DataError(
+            f"domain {name}: split.method 'time' cuts all domains at the same moments, and a run "
+            "does not keep the others' times; fit anew with the data of all"
+        )
+    pairs = domain.pairs
+    kept, cold = np.full(len(pairs), _NEW, np.int8), np.zeros(pairs.n_users, np.bool_)
+    if before:
+        kept, cold = _kept(pairs, before)
+    draws = seed.child("cold", name).numpy().random(pairs.n_users)
+    with_history = np.bincount(pairs.users()[kept != _NEW], minlength=pairs.n_users) > 0
+    cold |= eligible & ~with_history & (draws < config.cold)
+    return _apart(name, pairs, _by_rank(name, domain, kept, config, seed), cold, config)
+
+
+def _kept(
+    pairs: Interactions, before: Split
+) -> tuple[Int8[np.ndarray, " pair"], Bool[np.ndarray, " user"]]:
+    """What each pair was for, and which users were new to the domain."""
+    tables = [(before.train, _TRAIN), (before.valid, _VALID), (before.test, _TEST)]
+    cold = np.zeros(pairs.n_users, np.bool_)
+    if before.cold:
+        tables += [(before.cold.history, _TRAIN), (before.cold.test, _TEST)]
+        cold = before.cold.test.known_users()
+    kept, keys = np.full(len(pairs), _NEW, np.int8), pairs.keys()
+    for table, purpose in tables:
+        kept[np.isin(keys, table.keys(), assume_unique=True)] = purpose
+    return kept, cold
 
 
 def _cold(domains: Domains, share: float, seed: Seed) -> dict[str, Bool[np.ndarray, " user"]]:
@@ -64,14 +116,14 @@ def _cold(domains: Domains, share: float, seed: Seed) -> dict[str, Bool[np.ndarr
 
 
 def _order(
-    name: str, domain: Domain, config: SplitConfig, seed: Seed
+    name: str, domain: Domain, new: Bool[np.ndarray, " pair"], config: SplitConfig, seed: Seed
 ) -> Int64[np.ndarray, " pair"]:
-    """All pairs, by user; of one user those to hold out for the test stand last."""
+    """All pairs, by user; of one user the new ones last, and of these the test's."""
     users = domain.pairs.users()
     if config.method == "last":
-        return np.lexsort((domain.pairs.items, _times(name, domain), users))
+        return np.lexsort((domain.pairs.items, _times(name, domain), new, users))
     draws = seed.child("split", name).numpy().random(len(users))
-    return np.lexsort((draws, users))
+    return np.lexsort((draws, new, users))
 
 
 def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
@@ -81,22 +133,26 @@ def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
 
 
 def _by_rank(
-    pairs: Interactions, order: Int64[np.ndarray, " pair"], config: SplitConfig
+    name: str, domain: Domain, kept: Int8[np.ndarray, " pair"], config: SplitConfig, seed: Seed
 ) -> Int8[np.ndarray, " pair"]:
-    """The purpose of each pair, by its place among its user's pairs in `order`."""
+    """The purpose of each pair: the one that it has, else by its place in `_order`."""
+    pairs, users = domain.pairs, domain.pairs.users()
     n = pairs.counts()
     n_test, n_valid = (
         np.ceil(share * n - _ROUNDING).astype(np.int64) for share in (config.test, config.valid)
     )
-    held = np.where(n_test + n_valid < n, n_test + n_valid, 0)
-    n_test = np.where(held > 0, n_test, 0)
-    users = pairs.users()
+    some = n_test + n_valid < n
+    has_test, has_valid = (
+        np.bincount(users[kept == purpose], minlength=len(n)) for purpose in (_TEST, _VALID)
+    )
+    n_test = np.maximum(n_test * some - has_test, 0)
+    held = n_test + np.maximum(n_valid * some - has_valid, 0)
     from_end = pairs.indptr[users + 1] - 1 - np.arange(len(pairs))
     purpose = np.empty(len(pairs), dtype=np.int8)
-    purpose[order] = np.select(
+    purpose[_order(name, domain, kept == _NEW, config, seed)] = np.select(
         [from_end < n_test[users], from_end < held[users]], [_TEST, _VALID], _TRAIN
     )
-    return purpose
+    return np.where(kept == _NEW, purpose, kept)
 
 
 def _by_moment(domains: Domains, config: SplitConfig) -> dict[str, Int8[np.ndarray, " pair"]]:
@@ -147,19 +203,13 @@ def _apart(
     # whoever has nothing to be measured on is left where they are
     measured = np.bincount(users[purpose == _TEST], minlength=pairs.n_users) > 0
     new = (cold & measured)[users]
-    parts = {part: _only(pairs, ~new & (purpose == code)) for code, part in enumerate(wanted)}
+    parts = {part: pairs.only(~new & (purpose == code)) for code, part in enumerate(wanted)}
     for part, share in wanted.items():
         if share > 0 and not len(parts[part]):
             raise DataError(
                 f"domain {name}: the {config.method} split leaves no {part} pair among "
                 f"{len(pairs)}; {_COLD if new.any() else _REMEDIES[config.method]}"
             )
-    history, test = (_only(pairs, new & held) for held in (purpose != _TEST, purpose == _TEST))
+    history, test = (pairs.only(new & held) for held in (purpose != _TEST, purpose == _TEST))
     apart = ColdUsers(history, test) if len(test) else None
     return Split(parts["train"], parts["valid"], parts["test"], apart)
-
-
-def _only(pairs: Interactions, keep: Bool[np.ndarray, " pair"]) -> Interactions:
-    return Interactions.from_sorted(
-        pairs.users()[keep], pairs.items[keep], n_users=pairs.n_users, n_items=pairs.n_items
-    )

@@ -99,17 +99,20 @@ def metrics_json(
     split: str = "test",
     chosen: Mapping[str, str] | None = None,
     cold: Mapping[str, Mapping[str, PerUser]] | None = None,
+    update: Mapping[str, Mapping[str, PerUser]] | None = None,
 ) -> dict[str, object]:
     """The content of `metrics.json` for results by model and domain; an undefined mean is None.
 
     `chosen` says which model each domain is served by, where there was a choice; `cold` has the
-    results of cold users.
+    results of cold users, `update` those before and after one.
     """
     content: dict[str, object] = {"format": 1, "split": split, "models": _json_models(results)}
     if chosen:
         content["chosen"] = dict(chosen)
     if cold:
         content["cold"] = _json_models(cold)
+    if update:
+        content["update"] = _json_models(update)
     return content
 
 

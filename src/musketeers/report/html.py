@@ -26,6 +26,7 @@ from musketeers.report.parts import (
 from musketeers.report.words import (
     COLD_LEGEND,
     LEGEND,
+    UPDATE_LEGEND,
     chance,
     duration,
     headline,
@@ -60,6 +61,7 @@ def render(result: RunResult) -> str:
         section("Comparison", _comparison(result.metrics, differences)),
         section("What was chosen", _choice(result.learning.verdicts)),
         section("Cold users", _cold(result)),
+        section("What changed", _changes(result)),
         section("Learning curves", _curves(result.learning)),
         section("Data and overlap", overlap(result.overlap)),
         section("Which domain helped", _sources(result)),
@@ -100,17 +102,27 @@ def _comparison(metrics: Metrics, differences: Mapping[Cell, Difference]) -> str
 
 
 def _cold(result: RunResult) -> str:
-    if not result.cold:
-        return ""
-    differences = result.cold_differences()
-    first, *_ = (of for domains in result.cold.values() for of in domains.values())
-    names = list(first.values)
-    domains = dict.fromkeys(domain for found in result.cold.values() for domain in found)
-    rows = [row for d in domains for row in _domain_rows(d, names, result.cold, differences)]
     caption = "Means over users who are new to the domain, ranking the whole catalogue"
+    return _beside(caption, result.cold, result.cold_differences(), COLD_LEGEND)
+
+
+def _changes(result: RunResult) -> str:
+    caption = "Means before and after the update, ranking the whole catalogue"
+    return _beside(caption, result.update, result.changes(), UPDATE_LEGEND)
+
+
+def _beside(
+    caption: str, metrics: Metrics, differences: Mapping[Cell, Difference], legend: str
+) -> str:
+    if not metrics:
+        return ""
+    first, *_ = (of for domains in metrics.values() for of in domains.values())
+    names = list(first.values)
+    domains = dict.fromkeys(domain for found in metrics.values() for domain in found)
+    rows = [row for d in domains for row in _domain_rows(d, names, metrics, differences)]
     return (
         table(caption, ["model", *map(metric_name, names)], rows)
-        + f'<p class="soft">{COLD_LEGEND} In brackets: 95 % interval of the difference.</p>'
+        + f'<p class="soft">{legend} In brackets: 95 % interval of the difference.</p>'
     )
 
 
@@ -211,7 +223,7 @@ def _choice_of_cold(verdicts: Mapping[str, Verdict]) -> str:
 
 
 def _sources(result: RunResult) -> str:
-    content = _pair(attention(result.learning.attention), _changes(result))
+    content = _pair(attention(result.learning.attention), _hidden(result))
     alone = [
         f"{name} ({model_name(one.chosen.kind)})"
         for name, one in result.learning.verdicts.items()
@@ -229,7 +241,7 @@ def _pair(*parts: str) -> str:
     return f'<div class="pair">{"".join(parts)}</div>' if any(parts) else ""
 
 
-def _changes(result: RunResult) -> str:
+def _hidden(result: RunResult) -> str:
     """What hiding each source does to the metric and to the lists."""
     if not (found := result.by_source()):
         return ""

@@ -20,6 +20,7 @@ from musketeers.evaluation.sampled import PREFIX
 from musketeers.report.words import (
     COLD_LEGEND,
     LEGEND,
+    UPDATE_LEGEND,
     headline,
     metric_name,
     model_name,
@@ -29,7 +30,7 @@ from musketeers.report.words import (
     verdict,
     warning,
 )
-from musketeers.results import RunResult
+from musketeers.results import Metrics, RunResult
 
 _COLORS = {"▲": "green", "▼": "red", "": ""}
 _LABEL = 12
@@ -94,15 +95,22 @@ def of_run(result: RunResult) -> RenderableType:
     """The comparison that a run makes, and why each domain was given its model."""
     verdicts = result.learning.verdicts.items()
     lines = [Text(f"{name}: {verdict(found)}", style="dim") for name, found in verdicts]
-    return Group(comparison(result.metrics, result.differences()), *lines, *_cold(result))
+    more = (
+        ("Cold users", result.cold, result.cold_differences(), COLD_LEGEND),
+        ("What changed", result.update, result.changes(), UPDATE_LEGEND),
+    )
+    return Group(
+        comparison(result.metrics, result.differences()), *lines,
+        *(part for found in more if found[1] for part in _beside(*found)),
+    )  # fmt: skip
 
 
-def _cold(result: RunResult) -> list[RenderableType]:
-    if not result.cold:
-        return []
-    names = _metric_names(result.cold)
-    table = _metrics(result.cold, result.cold_differences(), names)
-    return [Text("\nCold users", style="bold"), table, Text(COLD_LEGEND, style="dim")]
+def _beside(
+    title: str, metrics: Metrics, differences: Mapping[Cell, Difference], legend: str
+) -> Iterator[RenderableType]:
+    yield Text(f"\n{title}", style="bold")
+    yield _metrics(metrics, differences, _metric_names(metrics))
+    yield Text(legend, style="dim")
 
 
 def next_step(result: RunResult, run: Path) -> str:

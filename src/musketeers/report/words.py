@@ -19,6 +19,10 @@ COLD_LEGEND = (
     "difference of what they are served to popularity, marked likewise. The last row is told the "
     "history: a ceiling."
 )
+UPDATE_LEGEND = (
+    "What each domain is served after the update against before, on the test items and users of "
+    "both; of other domains than the updated one all of them. Marked likewise."
+)
 _MODELS = {
     "pop": "Popularity",
     "item_knn": "ItemKNN",
@@ -49,6 +53,8 @@ _MODELS = {
     "pooled_smf": "Pooled SMF",
     "pooled_ease": "Pooled EASE",
     "with_history": "With history",
+    "before": "Before",
+    "after": "After",
 }
 _METRICS = {
     "precision": "Prec",
