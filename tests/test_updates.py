@@ -12,7 +12,7 @@ from musketeers import config as configuration
 from musketeers import runs
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ConfigError, DataError, RunError, UnknownNameError
-from musketeers.run_files import load_alone
+from musketeers.run_files import open_run
 from musketeers.runs import evaluate_run, fit_run
 from musketeers.seeding import Seed
 from musketeers.updates import add_domain, refresh
@@ -131,7 +131,7 @@ def untimed(history):
 
 def same_stage_1(before, after, name):
     """Bitwise, user by user; users whom the domain does not know all have its mean vector."""
-    was, now = (load_alone(found.path, name) for found in (before, after))
+    was, now = (open_run(found.path).stages.alone[name] for found in (before, after))
     assert now.factors.items.tobytes() == was.factors.items.tobytes()
     assert now.item_squares.tobytes() == was.item_squares.tobytes()
     assert (now.regularization, now.learning_rate) == (was.regularization, was.learning_rate)
