@@ -166,7 +166,8 @@ def test_the_other_domains_stay_as_they_are(fitted, added):
 
 def test_the_new_domain_is_as_a_fit_of_all_would_have_it(place, fitted, added):
     found, _ = added
-    whole = runs.Data.of(runs.read_data(settings(NAMES), place)[0], settings(NAMES), runs.Quiet())
+    config = settings(NAMES)
+    whole = runs.Data.of(runs.read_data(config, place)[0], config, place, runs.Quiet())
     assert found.overlap.domains["music"] == whole.overlap.domains["music"]
     assert found.overlap.known_in == whole.overlap.known_in
     assert found.recommender.users.values.equals(whole.domains.users.values)
@@ -184,6 +185,24 @@ def test_the_new_domain_is_as_a_fit_of_all_would_have_it(place, fitted, added):
     assert cold.max() == 1
     assert trained[cold == 1].min() >= 1
     assert list(found.config.data.domains) == list(NAMES)
+
+
+def test_beside_a_domain_that_brings_its_vectors_a_new_one_learns_by_bpr(place, fitted, tmp_path):
+    model, vectors = fitted.recommender, fitted.stages.alone["tv"].factors.users
+    known = model.domains["tv"].known
+    table = {"user_id": model.users.values.filter(known), "vector": vectors[known].tolist()}
+    pl.DataFrame(table).write_parquet(place / "vectors.parquet")
+    pretrain = {
+        **SETTINGS["pretrain"], "method": {"tv": "given", "film": "bpr"},
+        "given": {"tv": {"users": "vectors.parquet"}},
+    }  # fmt: skip
+    config = configuration.changed(settings(("tv", "film")), {"pretrain": pretrain})
+    base = fit_run(config, place, tmp_path / "two", threads=1)
+    found = add_domain(base.path, "music", place / "music.parquet", tmp_path / "three", threads=1)
+    assert found.config.pretrain.method == {"tv": "given", "film": "bpr", "music": "bpr"}
+    assert len(found.learning.histories["pretrain"]["tv"]) == 1
+    with pytest.raises(ConfigError, match=r"'tv' brings its own vectors .*; fit anew with vectors"):
+        refresh(found.path, "tv", place / "tv.parquet", tmp_path / "four", threads=1)
 
 
 def test_the_result_is_a_run_like_any_other(fitted, added):
