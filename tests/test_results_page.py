@@ -42,11 +42,19 @@ def test_a_claim_is_marked_after_correction_for_all_domains_of_all_sets(script):
     assert both.endswith("| 1 | 0 | 2 | a +10.0 %▲, b -20.0 %, c +30.0 % |")
 
 
-TRIES = {"anime4": 5, "journey6": 5, "amazon4": 3, "epinions5": 3}
-"""The larger sets take hours with three."""
+TRIES = {"anime4": 5, "journey6": 5, "amazon4": 3, "epinions5": 2}
+"""The larger sets take hours even so."""
 
-LATER = {"anime4": {"linear", "chosen"}, "journey6": {"linear", "chosen"}}
-"""Models that there were not yet when a set was measured."""
+MISSING = {
+    "anime4": {"linear", "chosen", "ials_head"},
+    "journey6": {"linear", "chosen", "ials_head"},
+    "amazon4": {"ials_head"},
+    "epinions5": {
+        "smf_ae", "smf_cat", "cat_art_mean", "cat_art_linear", "cat_art_no_global",
+        "items_control", "cat_art_shuffled", "cat_art_noise", "linear", "ials_head",
+    },
+}  # fmt: skip
+"""Models that are not measured on a set yet, as the page's first part says."""
 
 
 def test_what_is_kept_names_its_commit_and_settings(script):
@@ -54,5 +62,4 @@ def test_what_is_kept_names_its_commit_and_settings(script):
         assert found["seeds"] >= 5, name
         assert found["tries"] >= TRIES[name], name
         assert len(found["commit"]) >= 7
-        missing = LATER.get(name, set()) | {"ials_head"}
-        assert set(found["models"]) == set(script.MODELS) - missing
+        assert set(found["models"]) == set(script.MODELS) - MISSING[name]
