@@ -17,7 +17,6 @@ import multiprocessing
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from scipy import stats
 from musketeers.config import DataConfig, RunConfig, changed
 from musketeers.data import readers
 from musketeers.data.domains import Split
-from musketeers.data.interactions import Interactions
 from musketeers.data.splits import split
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
@@ -46,15 +44,10 @@ PLANTED = ("a", "b", "c", "d")
 
 def mixed(whole: Split, seed: Seed) -> Split:
     """The same domain, of other people."""
-    order = seed.numpy().permutation(whole.train.n_users)
-
-    def moved(pairs: Interactions) -> Interactions:
-        return Interactions.from_pairs(
-            order[pairs.users()], pairs.items, n_users=pairs.n_users, n_items=pairs.n_items
-        )
-
-    return replace(
-        whole, train=moved(whole.train), valid=moved(whole.valid), test=moved(whole.test)
+    train = whole.train
+    order = seed.numpy().permutation(train.n_users)
+    return whole.moved(
+        order, np.arange(train.n_items), n_users=train.n_users, n_items=train.n_items
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -26,7 +27,7 @@ Jobs = Callable[[str, str | None, int], Job]
 together."""
 
 
-_NOTHING: Mapping[str, Pretrained] = MappingProxyType({})
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +45,7 @@ def cat_art(
     jobs: Jobs,
     *,
     n_threads: int,
-    given: Mapping[str, Given] | None = None,
+    given: Mapping[str, Given] = _NOTHING,
     done: Mapping[str, Pretrained] = _NOTHING,
 ) -> Models:
     """Every domain's model before and after it learned from the others."""
@@ -71,7 +72,7 @@ def smf(
     jobs: Jobs,
     *,
     n_threads: int,
-    given: Mapping[str, Given] | None = None,
+    given: Mapping[str, Given] = _NOTHING,
 ) -> dict[str, Pretrained]:
     """Every domain's model by itself; all there is to do for one domain.
 
@@ -81,7 +82,7 @@ def smf(
     looked_at = validations(splits, seed, n_threads=n_threads)
     return {
         name: learn_alone(
-            name, split, looked_at[name], (given or {}).get(name), config,
+            name, split, looked_at[name], given.get(name), config,
             seed.child("pretrain", name), jobs("pretrain", name, config.pretrain.max_epochs),
         )
         for name, split in splits.items()
