@@ -22,8 +22,9 @@ from musketeers.seeding import Seed
 from musketeers.training import Epoch, Job
 
 MOST_WORK = 6_000_000_000_000
-"""Cubes of the number of items that all inverses of a domain may take together: some minutes on
-one processor.  Counted, not timed, so that the choice is the same on every machine."""
+"""Multiplications of the search in a domain: of linear models the cube of the items for each
+inverse, of the iALS head `heads.ials.work`; some minutes on one processor.  Counted, not timed, so
+that the choice is the same on every machine."""
 
 _STEP = 3.0
 """Between neighbouring regularisations."""
