@@ -12,6 +12,7 @@ from musketeers.config import DataConfig, RunConfig
 
 SETS: dict[str, tuple[str, tuple[str, ...], int]] = {
     "anime4": ("anime", ("tv", "movie", "ova", "special"), 5),
+    "anime6": ("anime", ("tv", "movie", "ova", "special", "ona", "music"), 5),
     "amazon4": ("amazon4", ("food", "kitchen", "beauty", "electronics"), 3),
     "epinions5": ("epinions", ("cat_03", "cat_04", "cat_05", "cat_10", "cat_19"), 3),
     "journey6": ("", (), 5),

@@ -1,14 +1,17 @@
 """docs/results.md: every model on the real data sets, tuned alike, over several seeds.
 
     python benchmarks/results.py --data FOLDER --out OUT --sets journey6 --seeds 5 --tries 5
+    python benchmarks/results.py --data FOLDER --out OUT --sets journey6 --models ease linear \
+        --part linear
     python benchmarks/results.py
 
 Runs `musketeers compare` with all models on each set of `--sets` into OUT/SET, where an interrupted
 one goes on by the same command, and keeps in docs/results what the page needs of each: SET.json,
-and all means and deviations in SET.md.  Then it writes the page from all that is kept, below its
-marker; what stands above the marker is written by hand.  docs/results/anchors.json is from
-anchors.py.  All results of a set come from one commit of the package, which is kept with them.
-The last line is one JSON object.
+and all means and deviations in SET.md.  With `--part`, what is measured of some models is kept
+beside it as SET-PART, a comparison of its own: its marks and pairs are between its own models.
+Then it writes the page from all that is kept, below its marker; what stands above the marker is
+written by hand.  docs/results/anchors.json is from anchors.py.  All results of a comparison come
+from one commit of the package, which is kept with them.  The last line is one JSON object.
 """
 
 import argparse
@@ -72,24 +75,25 @@ def measure(name: str, asked: argparse.Namespace) -> None:
     found = settings(name, asked.data, asked.out / "data")
     if found is None:
         raise SystemExit(f"--data {asked.data} lacks {name}")
-    commit = same_state(asked.out / f"{name}.state.json")
+    kept_as = f"{name}-{asked.part}" if asked.part else name
+    commit = same_state(asked.out / f"{kept_as}.state.json")
     config, base = found
-    out: Path = asked.out / name
+    out: Path = asked.out / kept_as
     try:
         command.run(
             config, base, out, models=asked.models, n_seeds=asked.seeds, n_tries=asked.tries,
             n_processes=asked.jobs, resume=out.exists(),
         )  # fmt: skip
     except RunError as error:  # the others' results count, and the page names what failed
-        print(f"{name}: {error}", flush=True)
+        print(f"{kept_as}: {error}", flush=True)
     KEPT.mkdir(exist_ok=True)
-    shutil.copy(out / "table.md", KEPT / f"{name}.md")
+    shutil.copy(out / "table.md", KEPT / f"{kept_as}.md")
     about = {
         "commit": commit, "date": str(date.today()), "seeds": asked.seeds, "tries": asked.tries,
         "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} processors",
     }  # fmt: skip
     text = json.dumps({**about, **summary(out)}, indent=1)
-    (KEPT / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (KEPT / f"{kept_as}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def same_state(file: Path) -> str:
@@ -181,12 +185,14 @@ def differences(
 
 
 def kept() -> dict[str, Any]:
-    """What was measured, by set."""
-    files = {name: KEPT / f"{name}.json" for name in SETS}
+    """What was measured, by set and part: ``anime4``, ``anime4-PART``."""
+    files = [
+        file
+        for name in SETS
+        for file in (KEPT / f"{name}.json", *sorted(KEPT.glob(f"{name}-*.json")))
+    ]
     return {
-        name: json.loads(file.read_text(encoding="utf-8"))
-        for name, file in files.items()
-        if file.exists()
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()
     }
 
 
@@ -201,9 +207,11 @@ def page(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     )
     for name, found in sets.items():
         yield f"### {name}\n"
+        set_name, _, part = name.partition("-")
+        only = f" --part {part} --models {' '.join(found['models'])}" if part else ""
         yield (
-            f"    python benchmarks/results.py --data FOLDER --out OUT --sets {name} "
-            f"--seeds {found['seeds']} --tries {found['tries']}\n"
+            f"    python benchmarks/results.py --data FOLDER --out OUT --sets {set_name} "
+            f"--seeds {found['seeds']} --tries {found['tries']}{only}\n"
         )
         yield (
             f"{found['date']}, commit {found['commit']}, {found['machine']}. Other metrics and "
@@ -213,7 +221,7 @@ def page(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if found["failed"]:
             yield "\nFailed: " + "; ".join(f"{job}: {why}" for job, why in found["failed"].items())
         yield ""
-    if missing := [name for name in SETS if name not in sets]:
+    if missing := sorted(set(SETS) - {name.partition("-")[0] for name in sets}):
         yield f"Not measured yet: {', '.join(missing)}.\n"
     note = (
         "Relative difference of NDCG@10 by domain, ▲ ▼ where it is significant: paired t-tests "
@@ -263,11 +271,11 @@ def asked_and_answered(
     yield "| | better | worse | neither | by domain |"
     yield "|---|--:|--:|--:|---|"
     for text, better, worse in rows:
-        cells = {
-            (name, domain): cell
-            for name, found in sets.items()
-            for domain, cell in found["pairs"].get(f"{better} {worse}", {}).items()
-        }
+        cells: dict[tuple[str, str], Mapping[str, float]] = {}
+        for name, found in sets.items():
+            for domain, cell in found["pairs"].get(f"{better} {worse}", {}).items():
+                # a pair that two comparisons of a set have counts once, from the first
+                cells.setdefault((name.partition("-")[0], domain), cell)
         if not cells:
             continue
         significant = holm(np.array([cell["p"] for cell in cells.values()])) < 0.05
@@ -309,6 +317,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to measure in")
     parser.add_argument("--sets", nargs="+", default=[], choices=list(SETS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--part", help="keep it as a comparison of its own beside the set's")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--jobs", type=int)

@@ -12,7 +12,7 @@ from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
-from musketeers.heads import choice
+from musketeers.heads import ladder
 from musketeers.heads.blend import (
     blend,
     equal_weight,
@@ -296,13 +296,13 @@ def test_where_linear_models_do_not_fit_items_are_solved_by_least_squares(world)
 def test_work_that_would_take_too_long_is_left_out(world, monkeypatch):
     everything = film(*world).tried
     n_items = world[0].split.train.n_items
-    monkeypatch.setattr(choice, "MOST_WORK", 2 * n_items**3)
+    monkeypatch.setattr(ladder, "MOST_WORK", 2 * n_items**3)
     two = film(*world).tried
     assert two.items() <= everything.items()
     assert [name for name in two if name.startswith("ease(") and "+" not in name] == [
         "ease(100)", "ease(300)",
     ]  # fmt: skip
-    monkeypatch.setattr(choice, "MOST_WORK", n_items**3 - 1)
+    monkeypatch.setattr(ladder, "MOST_WORK", n_items**3 - 1)
     assert set(film(*world).tried) == {"smf", "cat_art"}
 
 

@@ -248,7 +248,8 @@ def test_the_other_stages_go_on_from_ials(by_ials):
     smf = {name: found.means()["ndcg@10"] for name, found in by_ials.metrics["smf"].items()}
     popular = {name: found.means()["ndcg@10"] for name, found in by_ials.metrics["pop"].items()}
     assert all(smf[name] > popular[name] for name in NAMES)
-    assert all(len(by_ials.learning.histories["pretrain"][name]) == 1 for name in NAMES)
+    # it searched, as BPR does
+    assert all(1 < len(by_ials.learning.histories["pretrain"][name]) <= 10 for name in NAMES)
 
 
 def test_a_domain_that_brings_its_own_vectors_is_as_good_as_if_it_had_learned_them(

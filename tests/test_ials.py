@@ -1,5 +1,7 @@
 """iALS: the objective written out, each half epoch its exact minimum, and one known answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from contract import PersonalScorerContract
@@ -114,6 +116,19 @@ def test_one_pair_and_one_dimension_reach_the_answer_found_by_hand():
     square = 1 / 1.25 - 0.3
     least = (square - 1) ** 2 + 0.25 * square**2 + 2 * 0.3 * 1.25 * square
     assert history.last.train_loss == pytest.approx(least, rel=1e-5)
+
+
+def test_it_climbs_to_the_strength_and_the_weight_that_validation_prefers():
+    split = planted(("tv",), Seed(0), popularity=0.5).splits["tv"]
+    start = IalsSettings(unobserved_weight=0.4, regularization=0.00125, max_epochs=10)
+    one, found = fitted(split, start), fitted(split, replace(start, tries=12))
+    assert 1 < len(found.histories) <= 12
+    assert found.history.best.valid == max(one.best.valid for one in found.histories)
+    assert found.history.best.valid > one.history.best.valid
+    again = fitted(split, replace(found.settings, tries=1))
+    assert bits(again) == bits(found)
+    assert one.settings == start
+    assert len(one.histories) == 1
 
 
 def test_learns_more_than_popularity():

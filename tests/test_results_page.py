@@ -42,6 +42,17 @@ def test_a_claim_is_marked_after_correction_for_all_domains_of_all_sets(script):
     assert both.endswith("| 1 | 0 | 2 | a +10.0 %▲, b -20.0 %, c +30.0 % |")
 
 
+def test_a_pair_of_two_comparisons_of_a_set_counts_once(script):
+    cell = {"p": 0.001, "difference": 0.01, "relative": 0.1}
+    sets = {
+        "one": {"pairs": {"smf_ae smf": {"a": cell}}},
+        "one-more": {"pairs": {"smf_ae smf": {"a": {**cell, "relative": 0.2}}}},
+        "other": {"pairs": {"smf_ae smf": {"a": cell}}},
+    }
+    row = list(script.asked_and_answered(sets, [("It helps", "smf_ae", "smf")]))[-1]
+    assert row.endswith("| 2 | 0 | 0 | a +10.0 %▲, a +10.0 %▲ |")
+
+
 TRIES = {"anime4": 5, "journey6": 5, "amazon4": 3, "epinions5": 2}
 """The larger sets take hours even so."""
 

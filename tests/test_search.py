@@ -5,8 +5,8 @@ import math
 import pytest
 
 from musketeers.config import PretrainConfig
-from musketeers.pretrain.search import search
-from musketeers.training import Unwatched
+from musketeers.pretrain.search import climb, search
+from musketeers.training import Unwatched, fit
 
 
 class Known:
@@ -39,7 +39,7 @@ def path(peak, **settings):
 
     config = PretrainConfig(regularization=1.0, learning_rate=1.0, max_epochs=2, **settings)
     found = search(at, config, Unwatched())
-    assert found.model.setting == (found.config.regularization, found.config.learning_rate)
+    assert found.model.setting == (found.setting.regularization, found.setting.learning_rate)
     assert [one.best.valid for one in found.history] == [
         Known(config.model_copy(update={"regularization": s, "learning_rate": r}), peak).validate()
         for s, r in tried
@@ -83,3 +83,24 @@ def test_it_ends_after_so_many_tries_with_the_best_of_them(tries):
     chosen, tried = path((1e-6, 1e-6), tries=tries)
     assert len(tried) == tries
     assert chosen == (0.5 ** (tries - 1), 1)
+
+
+def test_a_climb_goes_both_ways_and_never_back_to_what_was_tried():
+    tried = []
+
+    def at(setting):
+        tried.append(setting)
+        return Known(PretrainConfig(regularization=setting, learning_rate=1.0), (4.0, 1.0))
+
+    def train(model, number):
+        assert number == len(tried) - 1
+        return fit(model, max_epochs=1, patience=1)
+
+    moves = (lambda x: 2 * x, lambda x: x / 2)
+    found = climb(at, 1.0, moves, train, tries=20)
+    assert found.setting == 4.0
+    assert tried == [1, 2, 4, 8]
+    assert [one.best.valid for one in found.history] == [-2, -1, 0, -1]
+    tried.clear()
+    assert climb(at, 16.0, moves, train, tries=20).setting == 4.0
+    assert tried == [16, 32, 8, 4, 2]

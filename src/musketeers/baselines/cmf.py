@@ -79,7 +79,7 @@ def cmf(
     found = search(at, settings.bpr, job)
     learned = found.model.tables
     learned.give_unknown_users_the_mean()
-    return Joint(_by_domain(learned, tables), found.config.regularization, found.history)
+    return Joint(_by_domain(learned, tables), found.setting.regularization, found.history)
 
 
 def _catalogues(tables: Mapping[str, Interactions], negatives: str, seed: Seed) -> list[Catalogue]:

@@ -77,7 +77,7 @@ def mpf(
 
     found = search(at, settings.bpr, job)
     found.model.tables.give_unknown_users_the_mean()
-    return Joint(found.model.by_domain(), found.config.regularization, found.history)
+    return Joint(found.model.by_domain(), found.setting.regularization, found.history)
 
 
 class _Factorization:

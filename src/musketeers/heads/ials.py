@@ -61,24 +61,29 @@ def ials_head(
     Raises `DataError` for a target that is none of the domains, `ConfigError` for settings out of
     bounds.
     """
-    return ials_by_setting(target, train, shared, n_threads=n_threads)(settings)
+    return ials_solved(target, train, n_threads=n_threads)(shared)(settings)
 
 
-def ials_by_setting(
-    target: str, train: Interactions, shared: UserEmbeddings, *, n_threads: int
-) -> Callable[[IalsHeadSettings], Factors]:
-    """`ials_head` as a function of the settings, which share the item's users."""
-    index, by_item, known = shared.index(target), transposed(train), train.known_users()
+def ials_solved(
+    target: str, train: Interactions, *, n_threads: int
+) -> Callable[[UserEmbeddings], Callable[[IalsHeadSettings], Factors]]:
+    """`ials_head` as a function of what is shared, then of the settings; all share who has what."""
+    by_item, known = transposed(train), train.known_users()
 
-    def at(settings: IalsHeadSettings) -> Factors:
-        users = _inputs(shared, index, settings.source_weight)
-        items = np.zeros((train.n_items, users.shape[1]), np.float32)
-        how = IalsSettings(settings.unobserved_weight, settings.regularization)
-        # whom the target does not know has not passed its items by
-        solve(by_item, users * known[:, None], items, how, n_threads=n_threads)
-        return Factors(users, items)
+    def of(shared: UserEmbeddings) -> Callable[[IalsHeadSettings], Factors]:
+        index = shared.index(target)
 
-    return at
+        def at(settings: IalsHeadSettings) -> Factors:
+            users = _inputs(shared, index, settings.source_weight)
+            items = np.zeros((train.n_items, users.shape[1]), np.float32)
+            how = IalsSettings(settings.unobserved_weight, settings.regularization)
+            # whom the target does not know has not passed its items by
+            solve(by_item, users * known[:, None], items, how, n_threads=n_threads)
+            return Factors(users, items)
+
+        return at
+
+    return of
 
 
 def bytes_needed(n_users: int, n_items: int, width: int, *, n_models: int = 1) -> int:

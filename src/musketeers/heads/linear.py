@@ -59,51 +59,48 @@ def linear(
     Memory: `bytes_needed`, most of it 8 bytes for each pair of items.  Raises `DataError`
     for a target that is none of the domains, `ConfigError` where memory exceeds `max_bytes`.
     """
-    by_weight = linear_by_weight(
-        target, train, shared,
-        regularization=settings.regularization, max_bytes=settings.max_bytes,
-    )  # fmt: skip
-    return by_weight(settings.source_weight)
+    told = shared.without(target)
+    n_items, width = train.n_items, told.values[0].size
+    needed = bytes_needed(train.n_users, n_items, width)
+    if needed > settings.max_bytes:
+        raise ConfigError(
+            f"the linear head of {n_items:,} items and {width:,} columns of embeddings needs "
+            f"{needed:,} bytes, more than max_bytes = {settings.max_bytes:,}; raise it, or keep "
+            "fewer items (a larger data.min_item)"
+        )
+    return linear_solved(train, settings.regularization)(told)(settings.source_weight)
 
 
-def linear_by_weight(
-    target: str,
-    train: Interactions,
-    shared: UserEmbeddings,
-    *,
-    regularization: float,
-    max_bytes: int,
-) -> Callable[[float], Linear]:
-    r"""`linear` as a function of the weight, so that all weights share what costs most.
+def linear_solved(
+    train: Interactions, regularization: float
+) -> Callable[[UserEmbeddings], Callable[[float], Linear]]:
+    r"""`linear` as a function of what the other domains tell, and then of its weight.
 
-    That is $A = (R^\top R + \lambda I)^{-1}$, items x items.  With $Y = A R^\top E$ and
-    $S = w^2 (E^\top E - E^\top R Y) + \lambda I$, no larger than the embeddings are wide, the
-    inverse of all products has the blocks $A + w^2 Y S^{-1} Y^\top$ between items and
+    All share what costs most, $A = (R^\top R + \lambda I)^{-1}$, items x items.  With
+    $Y = A R^\top E$ and $S = w^2 (E^\top E - E^\top R Y) + \lambda I$, no larger than what is told
+    is wide, the inverse of all products has the blocks $A + w^2 Y S^{-1} Y^\top$ between items and
     $-w S^{-1} Y^\top$ from embeddings to items (inversion by blocks).
     """
     own = history(train)
-    told = shared.without(target).values.reshape(train.n_users, -1)
-    n_items, width = train.n_items, told.shape[1]
-    needed = bytes_needed(train.n_users, n_items, width)
-    if needed > max_bytes:
-        raise ConfigError(
-            f"the linear head of {n_items:,} items and {width:,} columns of embeddings needs "
-            f"{needed:,} bytes, more than max_bytes = {max_bytes:,}; raise it, or keep fewer items "
-            "(a larger data.min_item)"
-        )
     inverse = inverse_of_products(own, regularization)
-    wide = told.astype(np.float64)
-    across = own.T @ wide
-    explained = inverse @ across
-    left = wide.T @ wide - across.T @ explained
 
-    def at(weight: float) -> Linear:
-        shrunk = weight**2 * left + regularization * np.eye(width)
-        pull = weight * solve(shrunk, explained.T, assume_a="pos")
-        weights = _weights(inverse, weight * explained, pull)
-        return Linear.of(csr_array(hstack([own, csr_array(np.float32(weight) * told)])), weights)
+    def of(told: UserEmbeddings) -> Callable[[float], Linear]:
+        columns = told.values.reshape(train.n_users, -1)
+        wide = columns.astype(np.float64)
+        across = own.T @ wide
+        explained = inverse @ across
+        left = wide.T @ wide - across.T @ explained
 
-    return at
+        def at(weight: float) -> Linear:
+            shrunk = weight**2 * left + regularization * np.eye(columns.shape[1])
+            pull = weight * solve(shrunk, explained.T, assume_a="pos")
+            weights = _weights(inverse, weight * explained, pull)
+            inputs = csr_array(hstack([own, csr_array(np.float32(weight) * columns)]))
+            return Linear.of(inputs, weights)
+
+        return at
+
+    return of
 
 
 def bytes_needed(n_users: int, n_items: int, width: int, *, n_models: int = 1) -> int:

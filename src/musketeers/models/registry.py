@@ -78,7 +78,8 @@ def _closed(model: str, fit: Callable[[str], Trained], task: Task) -> Made:
 
 
 def _ials(task: Task, settings: Settings) -> Made:
-    return _by_epochs("ials", ials, IalsSettings(**settings), task)
+    tries = 1 if settings else task.config.pretrain.tries
+    return _by_epochs("ials", ials, IalsSettings(**settings, tries=tries), task)
 
 
 def _light_gcn(task: Task, settings: Settings) -> Made:
@@ -201,7 +202,8 @@ def _with_graph(start: _HeroGraph, settings: Settings) -> _HeroGraph:
 
 
 def _without_search(settings: Settings) -> Settings:
-    """The defaults search a strength and a rate by themselves; what a tuner proposes has both."""
+    """The defaults search a strength and a rate by themselves, as iALS does its own; what a tuner
+    proposes has both."""
     return {**settings, "pretrain.tries": 1} if settings else settings
 
 
@@ -387,7 +389,7 @@ MODELS: Mapping[str, Model] = {
     "ease": Model("own data", _ease, {"regularization": Range(3.0, 3000.0)}, needs=squares),
     "ials": Model(
         "own data", _ials,
-        {"unobserved_weight": Range(0.02, 0.5), "regularization": Range(3e-3, 5e-2)},
+        {"unobserved_weight": Range(0.02, 1.0), "regularization": Range(3e-3, 0.3)},
     ),
     "light_gcn": Model(
         "own data", _light_gcn, {**_GRAPH, "regularization": Range(1e-4, 1e-2)}, needs=vectors(18)

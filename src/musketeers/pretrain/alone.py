@@ -25,9 +25,10 @@ def learn_alone(
     if method == "bpr":
         return pretrain(split, validation, config.pretrain, seed, job, dim=config.dim)
     if method == "ials":
-        settings = IalsSettings(max_epochs=config.pretrain.max_epochs)
+        how = config.pretrain
+        settings = IalsSettings(max_epochs=how.max_epochs, tries=how.tries)
         made = ials(split, validation, settings, seed, job, dim=config.dim)
-        return settled(made.factors, split, config.pretrain, seed, (made.history,))
+        return settled(made.factors, split, how, seed, made.histories)
     if given is None:
         raise ValueError(f"no vectors are given for {name}")
     found = factors(given, split.train, dim=config.dim, n_threads=validation.n_threads)

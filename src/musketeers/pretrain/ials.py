@@ -1,7 +1,7 @@
 """Implicit alternating least squares (iALS): squared error over every pair, rows solved exactly."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import no_type_check
 
@@ -15,12 +15,16 @@ from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
 from musketeers.parallel import each
 from musketeers.pretrain.lanes import even_parts
+from musketeers.pretrain.search import climb
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
 
 _PARTS_PER_THREAD = 8
 """Rows are shared out in more parts than threads, since guesses of their cost are rough."""
+
+_STRENGTH_STEP, _WEIGHT_STEP = 2.0, 4.0
+"""Between neighbours in the search; powers of two, so that there and back is where it was."""
 
 _LANES = 4
 """Interactions whose products are added to a row's system in one pass over it."""
@@ -40,6 +44,8 @@ class IalsSettings:
     """One epoch solves all users, then all items."""
     patience: int = 5
     """Epochs without a better validation NDCG@10 before training stops."""
+    tries: int = 1
+    """Trainings at most, at other strengths and weights than these; 1 trains with these."""
 
     def __post_init__(self) -> None:
         for name in ("unobserved_weight", "regularization", "init_scale"):
@@ -52,10 +58,17 @@ class IalsSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ials:
-    """One domain's iALS model."""
+    """One domain's iALS model, with the settings that validation chose."""
 
     factors: Factors
-    history: History
+    settings: IalsSettings
+    histories: tuple[History, ...]
+    """One for each setting tried, in that order."""
+
+    @property
+    def history(self) -> History:
+        """Of the setting that was chosen."""
+        return max(self.histories, key=lambda history: history.best.valid)
 
 
 def ials(
@@ -80,25 +93,52 @@ def ials(
     (their exponent 1).  U and I are those with any training pair.  The mean loss in the history is
     this sum for each observed pair.
 
+    With more than one of `settings.tries` it is the best that a climb from these settings finds, at
+    twice or half the strength, and four times or a quarter of the weight.  Between the data sets
+    tried the best strengths are thirtyfold apart, and a step too far costs a tenth and more.
+
     An epoch costs |S| dim^2 + (|U| + |I|) dim^3 / 3 multiplications; memory is linear in pairs and
     rows.  The result is bitwise the same on any number of threads.
 
     Raises `DivergedError` if a row's system cannot be solved in float32, which takes a
     `regularization` many orders below the default.
     """
-    model = _Ials(split.train, validation, settings, seed, dim=dim)
-    history = fit(
-        model,
-        max_epochs=settings.max_epochs,
-        patience=settings.patience,
-        checkpoint=job.checkpoint("ials"),
-        on_epoch=job.on_epoch,
-        remedy="regularization is probably too small, start again with a larger one",
-    )
-    known = split.train.known_users()
+    by_item = transposed(split.train)
+
+    def train(model: _Ials, number: int) -> History:
+        return fit(
+            model,
+            max_epochs=settings.max_epochs,
+            patience=settings.patience,
+            checkpoint=job.checkpoint(f"ials-{number}"),
+            on_epoch=job.on_epoch,
+            remedy="regularization is probably too small, start again with a larger one",
+        )
+
+    found = climb(
+        lambda setting: _Ials(split.train, by_item, validation, setting, seed, dim=dim),
+        settings, (_stronger, _weaker, _heavier, _lighter), train, tries=settings.tries,
+    )  # fmt: skip
+    model, known = found.model, split.train.known_users()
     # least squares give them 0, which ranks nothing
     model.users[~known] = model.users[known].mean(axis=0)
-    return Ials(Factors(model.users, model.items), history)
+    return Ials(Factors(model.users, model.items), found.setting, found.history)
+
+
+def _stronger(settings: IalsSettings) -> IalsSettings:
+    return replace(settings, regularization=settings.regularization * _STRENGTH_STEP)
+
+
+def _weaker(settings: IalsSettings) -> IalsSettings:
+    return replace(settings, regularization=settings.regularization / _STRENGTH_STEP)
+
+
+def _heavier(settings: IalsSettings) -> IalsSettings:
+    return replace(settings, unobserved_weight=settings.unobserved_weight * _WEIGHT_STEP)
+
+
+def _lighter(settings: IalsSettings) -> IalsSettings:
+    return replace(settings, unobserved_weight=settings.unobserved_weight / _WEIGHT_STEP)
 
 
 class _Ials:
@@ -107,13 +147,14 @@ class _Ials:
     def __init__(
         self,
         train: Interactions,
+        by_item: Interactions,
         validation: Validation,
         settings: IalsSettings,
         seed: Seed,
         *,
         dim: int,
     ) -> None:
-        self._train, self._by_item = train, transposed(train)
+        self._train, self._by_item = train, by_item
         self._settings, self._validation = settings, validation
         scale = np.float32(settings.init_scale / np.sqrt(dim))
         rng = seed.child("init").numpy()

@@ -58,7 +58,7 @@ def pretrain(
     tables.give_unknown_users_the_mean()
     lanes = tables.lanes[0]
     factors = Factors(tables.users, lanes.items)
-    chosen = found.config
+    chosen = found.setting
     return Pretrained(
         factors, lanes.squares, chosen.regularization, chosen.learning_rate, found.history
     )

@@ -1,6 +1,6 @@
-"""The search for a strength of regularisation and a learning rate: strong and fast first."""
+"""The search for the settings of stage 1: from one that is tried first, uphill by validation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -11,23 +11,24 @@ WEAKER, SLOWER = 0.5, 0.25
 """What a step of the search multiplies the strength, or the learning rate, by."""
 
 Model = TypeVar("Model", bound=Trainable)
+Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Searched(Generic[Model]):
+class Searched(Generic[Model, Setting]):
     """The model that validation chose, at its best epoch."""
 
     model: Model
-    config: PretrainConfig
-    """With the strength and the rate that it was trained with."""
+    setting: Setting
+    """What it was trained with."""
     history: tuple[History, ...]
-    """One for each pair tried, in that order."""
+    """One for each setting tried, in that order."""
 
 
 def search(
     at: Callable[[PretrainConfig], Model], config: PretrainConfig, job: Job
-) -> Searched[Model]:
-    """The best of the models that `at` starts, by validation.
+) -> Searched[Model, PretrainConfig]:
+    """The best of the models that `at` starts, at other strengths and rates, by validation.
 
     How much regularisation a data set needs differs tenfold between the ones tried, where items are
     rarely met a slower rate ranks up to a tenth better, and a wrong choice costs more than any
@@ -37,30 +38,55 @@ def search(
     models have been trained.  (Going on from the stronger model instead costs less and ends worse:
     dimensions that strong regularisation has emptied do not come back.)
     """
-    histories: list[History] = []
 
-    def tried(setting: PretrainConfig) -> Searched[Model]:
-        model = at(setting)
-        history = fit(
+    def train(model: Model, number: int) -> History:
+        return fit(
             model,
             max_epochs=config.max_epochs,
             patience=config.patience,
             every=config.validate_every,
-            checkpoint=job.checkpoint(f"try-{len(histories)}"),
+            checkpoint=job.checkpoint(f"try-{number}"),
             on_epoch=job.on_epoch,
         )
+
+    return climb(at, config, (_weaker, _slower), train, tries=config.tries)
+
+
+def climb(
+    at: Callable[[Setting], Model],
+    start: Setting,
+    moves: Sequence[Callable[[Setting], Setting]],
+    train: Callable[[Model, int], History],
+    *,
+    tries: int,
+) -> Searched[Model, Setting]:
+    """The best of the models that `at` starts, from `start` by one move after the other.
+
+    A move is made again from each better setting that it leads to, then the next one; the climb
+    ends when no move leads from the best setting to a better one that was not tried, or after
+    `tries` models.  `train` is told how many were trained before.
+    """
+    seen: list[Setting] = []
+    histories: list[History] = []
+
+    def tried(setting: Setting) -> Searched[Model, Setting]:
+        model = at(setting)
+        history = train(model, len(seen))
+        seen.append(setting)
         histories.append(history)
         return Searched(model, setting, (history,))
 
-    best = tried(config)
-    weaker, in_vain = True, 0
-    while in_vain < 2 and len(histories) < config.tries:
-        following = tried(_weaker(best.config) if weaker else _slower(best.config))
-        if following.history[0].best.valid > best.history[0].best.valid:
-            best, in_vain = following, 0
-        else:
-            weaker, in_vain = not weaker, in_vain + 1
-    return Searched(best.model, best.config, tuple(histories))
+    best = tried(start)
+    number, in_vain = 0, 0
+    while in_vain < len(moves) and len(seen) < tries:
+        setting = moves[number](best.setting)
+        if setting not in seen:
+            following = tried(setting)
+            if following.history[0].best.valid > best.history[0].best.valid:
+                best, in_vain = following, 0
+                continue
+        number, in_vain = (number + 1) % len(moves), in_vain + 1
+    return Searched(best.model, best.setting, tuple(histories))
 
 
 def _weaker(config: PretrainConfig) -> PretrainConfig:
