@@ -92,8 +92,8 @@ def test_a_climb_goes_both_ways_and_never_back_to_what_was_tried():
         tried.append(setting)
         return Known(PretrainConfig(regularization=setting, learning_rate=1.0), (4.0, 1.0))
 
-    def train(model, number):
-        assert number == len(tried) - 1
+    def train(model, setting):
+        assert setting == tried[-1]
         return fit(model, max_epochs=1, patience=1)
 
     moves = (lambda x: 2 * x, lambda x: x / 2)

@@ -84,6 +84,14 @@ def fit(
             help="With --only: train N times, the defaults first; validation chooses.",
         ),
     ] = 1,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Take at most about this long, such as 5m, and use the time for better settings "
+            "of stage 1: by BPR or iALS, and with wider vectors, by successive halving.",
+        ),
+    ] = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -99,7 +107,7 @@ def fit(
         tv = "tv.parquet"       # columns user_id, item_id
         movie = "movie.parquet"
 
-    Example: `musketeers fit settings.toml --out runs/first`
+    Example: `musketeers fit settings.toml --out runs/first --budget 10m`
     """
     from musketeers import config as settings
     from musketeers import runs
@@ -109,7 +117,7 @@ def fit(
     with watching(out, resume=resume) as watch:
         result = runs.fit_run(
             settings.load(config), config.parent, out,
-            resume=resume, threads=threads, watch=watch, only=only, n_tries=tune,
+            resume=resume, threads=threads, watch=watch, only=only, n_tries=tune, budget=budget,
             command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))

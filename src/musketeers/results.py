@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from musketeers.budget.halving import Round
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.data.drift import Reference
@@ -43,6 +44,8 @@ class Learning:
     """Of a model that was fitted by itself: by domain, or ``all`` where they train together."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict[str, Verdict])
     """Domain -> what validation said of its models; empty where nothing was to choose."""
+    rounds: tuple[Round, ...] = ()
+    """Of the search for the settings of stage 1 within a time budget; empty without one."""
 
     @classmethod
     def of(cls, stages: Models, model: str, tuned: Mapping[str, Tuned], serves: Made) -> "Learning":

@@ -30,6 +30,7 @@ from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.art.train import Transferred
 from musketeers.baselines.popularity import popularity
+from musketeers.budget.halving import Round
 from musketeers.cat.train import Aligned
 from musketeers.data.domains import ColdUsers, Split
 from musketeers.data.drift import Reference
@@ -65,16 +66,17 @@ def save(path: Path, result: RunResult) -> None:
     if verdicts := learning.verdicts:
         about = {name: asdict(verdict) for name, verdict in verdicts.items()}
         _keep(path / "choice", "choice", {}, about)
+    if learning.rounds:
+        _keep(path / "search", "search", {}, {"rounds": [asdict(one) for one in learning.rounds]})
     _keep(path / "data", "data", _purposes(result), {"overlap": result.overlap.to_dict()})
     if not (path / "model").exists():
         result.recommender.save(path / "model")
     _save_metrics(path / "metrics.parquet", result.metrics, result.recommender.users)
-    if result.cold:
-        _save_metrics(path / "cold.parquet", result.cold, result.recommender.users)
-    if result.hidden:
-        _save_metrics(path / "hidden.parquet", result.hidden, result.recommender.users, of="source")
-    if result.update:
-        _save_metrics(path / "update.parquet", result.update, result.recommender.users)
+    further = {"cold": result.cold, "hidden": result.hidden, "update": result.update}
+    for name, metrics in further.items():
+        if metrics:
+            of = "source" if name == "hidden" else "model"
+            _save_metrics(path / f"{name}.parquet", metrics, result.recommender.users, of=of)
     for name, reference in result.references.items():
         _save_reference(path / "references" / name, reference)
     chosen = result.recommender.about["model"] if learning.verdicts and not learning.tries else None
@@ -305,6 +307,9 @@ def _load_learning(path: Path, stages: Models) -> Learning:
         about = artifacts.load(path / "choice", "choice").about
         verdicts = {name: _verdict(parts) for name, parts in about.items()}
         learning = replace(learning, verdicts=verdicts)
+    if (path / "search").exists():
+        about = artifacts.load(path / "search", "search").about
+        learning = replace(learning, rounds=tuple(Round(**one) for one in about["rounds"]))
     if (path / "fit").exists():
         about = artifacts.load(path / "fit", "fit").about
         own = {name: _histories(fits) for name, fits in about["history"].items()}

@@ -151,6 +151,22 @@ class RunFolder:
         """The place for the progress of one job, such as ``checkpoint("pretrain", "tv")``."""
         return FolderCheckpoint(self.path.joinpath(_CHECKPOINTS, *job))
 
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep plain values until the run is finished, in place of those of before."""
+        place = self.path / _CHECKPOINTS
+        with artifacts.writing(place):
+            place.mkdir(exist_ok=True)
+        artifacts.write_text(place / f"{name}.json", json.dumps(value) + "\n")
+
+    def remembered(self, name: str) -> dict[str, Any] | None:
+        """What `remember` kept, or None."""
+        file = self.path / _CHECKPOINTS / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def settle(self, config_text: str) -> None:
+        """Say by which settings the run goes on, if not by those that it was begun with."""
+        artifacts.write_text(self.path / _CONFIG, config_text)
+
     @contextmanager
     def timed(self, stage: str) -> Generator[None]:
         """Add the block's wall time, also of a failed one, to the stage's seconds."""

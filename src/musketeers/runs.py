@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from musketeers import artifacts, run_files, sources
 from musketeers import config as configuration
 from musketeers.baselines.linear import Linear
 from musketeers.baselines.popularity import popularity
+from musketeers.budget.clock import Clock, in_seconds
+from musketeers.budget.search import Search
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Domains, Split
@@ -29,7 +31,7 @@ from musketeers.models.needs import Size, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads, libraries_on_one_thread
-from musketeers.pipeline import Models, cat_art, choices, smf, validations
+from musketeers.pipeline import Jobs, Models, cat_art, choices, smf, validations
 from musketeers.pretrain import given
 from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
@@ -45,6 +47,9 @@ from musketeers.training import Epoch
 
 STAGED = ("pop", "smf", "cat_art")
 """What a fit measures if it is told no model, beside what it chooses to recommend with."""
+
+_SEARCH = "search"
+"""What an unfinished run remembers the search of its time budget by."""
 
 
 class Watch(Protocol):
@@ -100,6 +105,7 @@ def fit_run(
     watch: Watch | None = None,
     only: str | None = None,
     n_tries: int = 1,
+    budget: str | float | None = None,
     command: Sequence[str] = (),
 ) -> RunResult:
     """Train, measure and save; the finished run.
@@ -108,18 +114,30 @@ def fit_run(
     one model (of `models.registry.MODELS`) to train, measure and recommend with instead, with the
     best by validation of `n_tries` settings, the defaults first.  With `resume`, an interrupted run
     of the same settings, data and threads goes on to the same result, and a finished one is given
-    back.  Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
-    that there is not, or that would need more memory than there is.
+    back.
+
+    With a `budget`, in seconds or such as ``"5m"``, other ways for the domains to learn alone than
+    the settings' are tried by successive halving (`budget.halving.halve`), as many as the time
+    allows, and the fit takes the best by validation.  The run's `config` then has the settings that
+    were found: a fit by them, without a budget, is bitwise the same.
+
+    Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
+    that there is not, that would need more memory than there is, or a budget that is not enough.
     """
     check_place(out, resume=resume)
+    clock = _clock(budget, only)
     watch, n_threads = watch or Quiet(), thread_count(threads, out if resume else None)
     measured = models_to_measure(only, n_tries, n_domains=len(config.data.domains))
     data = Data.of(readers.read(config.data, base=base), config, base, watch)
     inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
     if n_tries > 1:
         inputs["tries"] = str(n_tries)
+    if clock:
+        inputs["budget"] = f"{clock.seconds:g}s"
+    saved = RunFolder(out).remembered(_SEARCH) if resume and clock else None
+    search = Search.from_json(saved) if saved else _search(clock, config, data, n_threads)
     return fit_data(
-        config, data, out, measured=measured, n_tries=n_tries, inputs=inputs,
+        config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
         resume=resume, n_threads=n_threads, watch=watch, command=command,
     )  # fmt: skip
 
@@ -136,13 +154,15 @@ def fit_data(
     watch: Watch,
     command: Sequence[str],
     n_tries: int = 1,
+    search: Search | None = None,
     add: Callable[[RunResult], RunResult] | None = None,
 ) -> RunResult:
     """Train, measure and save on data that are read and split; the finished run.
 
-    `measured` is of `models_to_measure`.  `inputs` are what the result depends on beside settings,
-    data, threads and `measured`: a run is resumed with the same ones alone.  `add` puts into the
-    result what else is to be saved and shown.
+    `measured` is of `models_to_measure`; `search` finds other settings for stage 1 before.
+    `inputs` are what the result depends on beside settings, data, threads and `measured`: a run is
+    resumed with the same ones alone.  `add` puts into the result what else is to be saved and
+    shown.
     """
     with (
         RunFolder.create(
@@ -153,9 +173,12 @@ def fit_data(
     ):  # fmt: skip
         if not run.finished:
             jobs = _Jobs(run, data.splits, watch, n_threads, keeps=n_tries == 1)
+            if search:
+                config = _settled(search, config, data, jobs, watch, run)
+                run.settle(configuration.dump(config))
             fits = _train(config, data, measured, n_tries, jobs)
             with run.timed("evaluate"):
-                result = _result(out, config, data, fits, n_threads)
+                result = _result(out, config, data, fits, n_threads, search)
                 result = add(result) if add else result
             with run.timed("save"):
                 run_files.save(out, result)
@@ -170,6 +193,7 @@ def fit(
     *,
     only: str | None = None,
     n_tries: int = 1,
+    budget: str | float | None = None,
     threads: int | None = None,
     watch: Watch | None = None,
     **settings: Any,
@@ -177,9 +201,9 @@ def fit(
     """Train and measure in memory: domain name -> a pandas, polars or Arrow table.
 
     `settings` are those of a run's TOML file, a section as a mapping:
-    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``; `only` and `n_tries`
-    are those of `fit_run`.  Nothing is written; ``result.recommender.save(...)`` keeps the model.
-    Raises `ConfigError`, `DataError` and `DivergedError`; the frames are not changed.
+    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``; `only`, `n_tries`
+    and `budget` are those of `fit_run`.  Nothing is written; ``result.recommender.save(...)`` keeps
+    the model.  Raises `ConfigError`, `DataError` and `DivergedError`; the frames are not changed.
     """
     section = settings.pop("data", {})
     if not isinstance(section, Mapping) or "domains" in section:
@@ -187,15 +211,18 @@ def fit(
             f"fit(): data is {section!r}; give a mapping of column names and limits, the domains "
             "are the tables"
         )
-    domains = dict.fromkeys(frames, "a table")
+    domains, clock = dict.fromkeys(frames, "a table"), _clock(budget, only)
     config = configuration.parse({**settings, "data": {**section, "domains": domains}}, "fit()")
     watch, n_threads = watch or Quiet(), thread_count(threads)
     measured = models_to_measure(only, n_tries, n_domains=len(frames))
     data = Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
+    search = _search(clock, config, data, n_threads)
     with libraries_on_one_thread():
         jobs = _Jobs(None, data.splits, watch, n_threads)
+        if search:
+            config = _settled(search, config, data, jobs, watch)
         fits = _train(config, data, measured, n_tries, jobs)
-        return _result(None, config, data, fits, n_threads)
+        return _result(None, config, data, fits, n_threads, search)
 
 
 def evaluate_run(
@@ -293,6 +320,46 @@ def _vectors(config: RunConfig, domains: Domains, base: Path) -> dict[str, Given
     }
 
 
+def _clock(budget: str | float | None, only: str | None) -> Clock | None:
+    """Running from now."""
+    if budget is None:
+        return None
+    if only is not None:
+        raise ConfigError(
+            f"budget is {budget!r}, which is for a whole fit, but {only} alone is asked for; give "
+            "it a number of tries instead (--tune)"
+        )
+    return Clock(in_seconds(budget))
+
+
+def _search(clock: Clock | None, config: RunConfig, data: Data, n_threads: int) -> Search | None:
+    if clock is None:
+        return None
+    with libraries_on_one_thread():
+        return Search.begin(
+            clock, data.splits, config, data.given,
+            n_threads=n_threads, max_bytes=available() * 9 // 10,
+        )  # fmt: skip
+
+
+def _settled(
+    search: Search,
+    config: RunConfig,
+    data: Data,
+    jobs: "_Jobs",
+    watch: Watch,
+    run: RunFolder | None = None,
+) -> RunConfig:
+    """The settings that the search finds; `jobs` go on from what it trained."""
+    found = search.run(
+        data.domains, data.splits, config, data.given,
+        trial=jobs.trial, keep=partial(run.remember, _SEARCH) if run else lambda _: None,
+        say=watch.say, n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
+    )  # fmt: skip
+    jobs.go_on_from(found.name)
+    return found.of(config)
+
+
 class _Jobs:
     """Hands each fit its checkpoints, its watcher and its clock; one fit at a time."""
 
@@ -309,6 +376,7 @@ class _Jobs:
         self._run, self._splits, self._watch = run, splits, watch
         # tries of one model would take each other's checkpoints for their own
         self._keeps = run if keeps else None
+        self._places: dict[str, str] = {}
         self._current = ExitStack()
 
     def __call__(self, stage: str, domain: str | None, max_epochs: int) -> "_Job":
@@ -321,7 +389,22 @@ class _Jobs:
         on_epoch = self._current.enter_context(
             self._watch.stage(stage, domain, samples=samples, max_epochs=max_epochs)
         )
-        return _Job(self._keeps, (stage, domain or "all"), on_epoch)
+        place = self._places.get(stage, stage)
+        return _Job(self._keeps, (place, domain or "all"), on_epoch)
+
+    @contextmanager
+    def trial(self, name: str, max_epochs: int) -> Generator[Jobs]:
+        """See `budget.halving.Trial`."""
+        samples = sum(len(split.train) for split in self._splits.values())
+        with (
+            self._run.timed(name) if self._run else nullcontext(),
+            self._watch.stage(name, None, samples=samples, max_epochs=max_epochs) as on_epoch,
+        ):
+            yield lambda _stage, domain, _: _Job(self._keeps, (name, domain or "all"), on_epoch)
+
+    def go_on_from(self, trial: str) -> None:
+        """Let stage 1 begin where this trial has ended."""
+        self._places["pretrain"] = trial
 
     def tried(self, model: str, domain: str | None, n_tries: int, number: int, found: Try) -> None:
         """Say how a try of several ended."""
@@ -452,7 +535,12 @@ def _starts(made: Made) -> dict[str, Pretrained]:
 
 
 def _result(
-    path: Path | None, config: RunConfig, data: Data, fits: _Fits, n_threads: int
+    path: Path | None,
+    config: RunConfig,
+    data: Data,
+    fits: _Fits,
+    n_threads: int,
+    search: Search | None,
 ) -> RunResult:
     """Measure the models, and let the last of them recommend."""
     scorers = {
@@ -475,6 +563,8 @@ def _result(
         about["settings"] = {name: dict(one.best.settings) for name, one in fits.tuned.items()}
     recommender = Recommender.of(data.domains.users, parts, about)
     learning = Learning.of(fits.stages, next(iter(fits.serves.values())), fits.tuned, served)
+    if search:
+        learning = replace(learning, rounds=tuple(search.rounds))
     found = RunResult(
         path, config, {}, data.overlap, data.splits, metrics, learning, recommender,
         stages=fits.stages,

@@ -105,12 +105,12 @@ def ials(
     """
     by_item = transposed(split.train)
 
-    def train(model: _Ials, number: int) -> History:
+    def train(model: _Ials, tried: IalsSettings) -> History:
         return fit(
             model,
             max_epochs=settings.max_epochs,
             patience=settings.patience,
-            checkpoint=job.checkpoint(f"ials-{number}"),
+            checkpoint=job.checkpoint(f"{tried.regularization:g}-{tried.unobserved_weight:g}"),
             on_epoch=job.on_epoch,
             remedy="regularization is probably too small, start again with a larger one",
         )

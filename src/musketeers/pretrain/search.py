@@ -39,13 +39,13 @@ def search(
     dimensions that strong regularisation has emptied do not come back.)
     """
 
-    def train(model: Model, number: int) -> History:
+    def train(model: Model, tried: PretrainConfig) -> History:
         return fit(
             model,
             max_epochs=config.max_epochs,
             patience=config.patience,
             every=config.validate_every,
-            checkpoint=job.checkpoint(f"try-{number}"),
+            checkpoint=job.checkpoint(f"{tried.regularization:g}-{tried.learning_rate:g}"),
             on_epoch=job.on_epoch,
         )
 
@@ -56,7 +56,7 @@ def climb(
     at: Callable[[Setting], Model],
     start: Setting,
     moves: Sequence[Callable[[Setting], Setting]],
-    train: Callable[[Model, int], History],
+    train: Callable[[Model, Setting], History],
     *,
     tries: int,
 ) -> Searched[Model, Setting]:
@@ -64,14 +64,15 @@ def climb(
 
     A move is made again from each better setting that it leads to, then the next one; the climb
     ends when no move leads from the best setting to a better one that was not tried, or after
-    `tries` models.  `train` is told how many were trained before.
+    `tries` models.  `train` must keep progress by setting: with more epochs, the same number may be
+    that of another.
     """
     seen: list[Setting] = []
     histories: list[History] = []
 
     def tried(setting: Setting) -> Searched[Model, Setting]:
         model = at(setting)
-        history = train(model, len(seen))
+        history = train(model, setting)
         seen.append(setting)
         histories.append(history)
         return Searched(model, setting, (history,))

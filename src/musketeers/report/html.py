@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from musketeers.budget.halving import Round
 from musketeers.config import dump
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
@@ -60,6 +61,7 @@ def render(result: RunResult) -> str:
     parts = (
         section("Comparison", _comparison(result.metrics, differences)),
         section("What was chosen", _choice(result.learning.verdicts)),
+        section("What the time budget found", _budget(result.learning.rounds)),
         section("Cold users", _cold(result)),
         section("What changed", _changes(result)),
         section("Learning curves", _curves(result.learning)),
@@ -204,6 +206,27 @@ def _sides(found: Verdict) -> list[str]:
     return [
         *sides, escape(told.name), number(told.valid), percent(found.gain), escape(chance(found.p)),
     ]  # fmt: skip
+
+
+def _budget(rounds: Sequence[Round]) -> str:
+    """A recipe a row, as far as it went on; the one that the fit took is marked."""
+    if not rounds:
+        return ""
+    taken = next(iter(rounds[-1].valid))
+    rows = [
+        row(
+            recipe,
+            [number(one.valid[recipe]) if recipe in one.valid else "" for one in rounds],
+            note="taken" if recipe == taken else "",
+        )
+        for recipe in rounds[0].valid
+    ]
+    caption = (
+        "Ways for the domains to learn alone: method and width of the vectors. NDCG@10 on "
+        "validation, mean over the domains, of the best that their vectors, the linear head told "
+        "with them, and blends of the two give; the better half goes on"
+    )
+    return table(caption, ["recipe", *(f"{one.looks} looks" for one in rounds)], rows)
 
 
 def _choice_of_cold(verdicts: Mapping[str, Verdict]) -> str:

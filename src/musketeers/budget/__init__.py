@@ -1,0 +1,1 @@
+"""What a time budget buys: other ways to learn alone, tried by successive halving."""

@@ -1,0 +1,175 @@
+"""Successive halving: many ways to learn alone for a few epochs, the better half for twice as many.
+
+After Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
+Optimization", AISTATS 2016.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from statistics import fmean
+
+from musketeers.budget.clock import Clock
+from musketeers.budget.estimate import Costs
+from musketeers.budget.recipes import Recipe
+from musketeers.config import RunConfig, changed
+from musketeers.data.domains import Split
+from musketeers.evaluation.validation import Validation
+from musketeers.exchange import UserEmbeddings
+from musketeers.heads.candidates import Candidates
+from musketeers.heads.ladder import ladder
+from musketeers.pipeline import Jobs, exchanged, smf, validations
+from musketeers.pretrain.given import Given
+from musketeers.pretrain.mf import Pretrained
+from musketeers.seeding import Seed
+
+_LOOKS = 2
+"""Looks at validation that a training has in the first round; then twice as many in each."""
+
+_SOURCE_WEIGHTS = (0.5, 1.0, 2.0)
+
+_LISTS = 8
+"""Rankings that the value of a recipe takes in a domain: alone, with each weight, and blends."""
+
+Trial = Callable[[str, int], AbstractContextManager[Jobs]]
+"""(recipe's name, epochs at most) -> where its trainings keep their progress, while it is tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of trials."""
+
+    looks: int
+    """At validation, that each training had at most."""
+    valid: Mapping[str, float]
+    """Recipe's name -> mean over the domains of the best validation NDCG@10, the best first."""
+
+
+def halve(
+    recipes: Sequence[Recipe],
+    splits: Mapping[str, Split],
+    config: RunConfig,
+    given: Mapping[str, Given],
+    clock: Clock,
+    costs: Costs,
+    rounds: list[Round],
+    *,
+    trial: Trial,
+    on_round: Callable[[Round], None],
+    n_threads: int,
+    max_bytes: int,
+) -> Recipe:
+    """The recipe that a fit should take, as far as the clock let them be tried.
+
+    In each round every recipe left learns alone in all domains, strengths and rates searched, with
+    a look at validation more and more often; the better half goes on.  Its value in a domain is the
+    best of its own vectors, the linear head told with them at one regularisation, and blends of the
+    two: what the choice will choose from, without CAT-ART.  All recipes share one inverse of a
+    domain's items.  `costs` are of a fit by the first recipe; no trial begins unless it and a fit
+    by the costliest recipe tried can still end in time.
+
+    `rounds` are those that were finished before, and get the new ones; `on_round` hears of these.
+    """
+    alive = list(recipes)
+    for done in rounds:
+        alive = _better_half(alive, done)
+    seconds: dict[Recipe, float] = {}
+    while len(alive) > 1:
+        looks = _LOOKS * 2 ** len(rounds)
+        learned: dict[Recipe, dict[str, Pretrained]] = {}
+        for recipe in alive:
+            needed = _expected(recipe, seconds, costs, looks) + max(
+                _fit(one, recipes[0], costs) for one in (*learned, recipe)
+            )
+            if not clock.allows(f"{recipe.name}, {looks} looks", needed):
+                break
+            start = time.monotonic()
+            learned[recipe] = _learn(recipe, splits, config, given, looks, trial, n_threads)
+            seconds[recipe] = (time.monotonic() - start) / looks
+        if len(learned) < 2:
+            break
+        values = _values(learned, splits, config, n_threads, max_bytes)
+        best_first = sorted(learned, key=lambda recipe: -values[recipe])
+        rounds.append(Round(looks, {recipe.name: values[recipe] for recipe in best_first}))
+        on_round(rounds[-1])
+        alive = _better_half(best_first, rounds[-1])
+    return alive[0]
+
+
+def _better_half(recipes: Sequence[Recipe], done: Round) -> list[Recipe]:
+    by_name = {recipe.name: recipe for recipe in recipes}
+    best_first = [by_name[name] for name in done.valid]
+    return best_first[: (len(best_first) + 1) // 2]
+
+
+def _expected(recipe: Recipe, seconds: Mapping[Recipe, float], costs: Costs, looks: int) -> float:
+    """Seconds of a trial: as its last one, or one of the same method, or the first."""
+    alike = [one for one in seconds if one.method == recipe.method] or list(seconds)
+    if recipe in seconds:
+        learning = looks * seconds[recipe]
+    elif alike:
+        learning = looks * seconds[alike[-1]] * (recipe.dim / alike[-1].dim) ** 2
+    else:
+        learning = costs.pretrain / 2
+    return learning + _LISTS * costs.ranking
+
+
+def _fit(recipe: Recipe, first: Recipe, costs: Costs) -> float:
+    return costs.at_width(recipe.dim / first.dim).fit
+
+
+def _learn(
+    recipe: Recipe,
+    splits: Mapping[str, Split],
+    config: RunConfig,
+    given: Mapping[str, Given],
+    looks: int,
+    trial: Trial,
+    n_threads: int,
+) -> dict[str, Pretrained]:
+    # iALS looks after each epoch, BPR after several
+    every = 1 if recipe.method == "ials" else config.pretrain.validate_every
+    brief = changed(recipe.of(config), {"pretrain.max_epochs": looks * every})
+    with trial(recipe.name, looks * every) as jobs:
+        return smf(splits, brief, jobs, n_threads=n_threads, given=given)
+
+
+def _values(
+    learned: Mapping[Recipe, Mapping[str, Pretrained]],
+    splits: Mapping[str, Split],
+    config: RunConfig,
+    n_threads: int,
+    max_bytes: int,
+) -> dict[Recipe, float]:
+    shared = {recipe: exchanged(splits, alone) for recipe, alone in learned.items()}
+    looked_at = validations(splits, Seed(config.seed), n_threads=n_threads)
+    by_domain = [
+        _values_in(name, validation, learned, shared, max_bytes)
+        for name, validation in looked_at.items()
+    ]
+    return {recipe: fmean(values[recipe] for values in by_domain) for recipe in learned}
+
+
+def _values_in(
+    domain: str,
+    validation: Validation,
+    learned: Mapping[Recipe, Mapping[str, Pretrained]],
+    shared: Mapping[Recipe, UserEmbeddings],
+    max_bytes: int,
+) -> dict[Recipe, float]:
+    n_domains = len(next(iter(shared.values())).domains)
+    widest = max(recipe.dim for recipe in learned)
+    models = ladder(domain, validation, n_domains=n_domains, dim=widest, max_bytes=max_bytes)
+    solved = models.at(models.start) if models else None
+    values: dict[Recipe, float] = {}
+    for recipe, alone in learned.items():
+        found = Candidates(validation)
+        found.enter("smf", "smf", alone[domain].factors)
+        if models and solved:
+            by_weight = solved(shared[recipe])
+            for weight in _SOURCE_WEIGHTS if n_domains > 1 else (0.0,):
+                found.enter(models.told, f"{models.told}({weight:g})", by_weight(weight))
+            found.enter_blends(models.told, "smf")
+        values[recipe] = found.best.valid
+    return values

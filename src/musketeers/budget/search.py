@@ -1,0 +1,117 @@
+"""The search for a way to learn alone within a time budget."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from musketeers.budget.clock import Clock
+from musketeers.budget.estimate import Costs, estimate
+from musketeers.budget.halving import Round, Trial, halve
+from musketeers.budget.recipes import Recipe, recipes
+from musketeers.config import RunConfig
+from musketeers.data.domains import Domains, Split
+from musketeers.errors import ConfigError
+from musketeers.models.needs import Size
+from musketeers.pretrain.given import Given
+
+Keep = Callable[[Mapping[str, Any]], None]
+"""Where a search writes what it has decided and found."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """What a budget was found to be enough for, and what has been tried since."""
+
+    clock: Clock
+    costs: Costs
+    """Of a fit by the settings as they are."""
+    rounds: list[Round]
+
+    @classmethod
+    def begin(
+        cls,
+        clock: Clock,
+        splits: Mapping[str, Split],
+        config: RunConfig,
+        given: Mapping[str, Given],
+        *,
+        n_threads: int,
+        max_bytes: int,
+    ) -> "Search":
+        """A search that has tried nothing.
+
+        Raises `ConfigError` if a fit by the settings as they are would not end in time.
+        """
+        costs = estimate(splits, config, given, n_threads=n_threads, max_bytes=max_bytes)
+        needed = clock.seconds - clock.left + costs.fit
+        if needed > clock.seconds:
+            raise ConfigError(
+                f"budget is {clock.seconds:g}s, but a fit of these data, on this machine as busy "
+                f"as it is, takes about {needed:.0f}s: each domain alone {costs.pretrain:.0f}s, "
+                f"transfer {costs.cat + costs.art:.0f}s, the choice {costs.choice:.0f}s, the rest "
+                f"reading and estimating; give at least that (--budget {needed:.0f}s), fit one "
+                "model (--only ease), or leave out the budget"
+            )
+        return cls(clock, costs, [])
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Search":
+        """The search that `to_json` wrote; its clock goes on where it was."""
+        clock = Clock(saved["seconds"], dict(saved["decisions"]))
+        clock.start -= saved["spent"]
+        rounds = [Round(**one) for one in saved["rounds"]]
+        return cls(clock, Costs(**saved["costs"]), rounds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "seconds": self.clock.seconds,
+            "spent": self.clock.seconds - self.clock.left,
+            "decisions": self.clock.decisions,
+            "costs": asdict(self.costs),
+            "rounds": [asdict(one) for one in self.rounds],
+        }
+
+    def run(
+        self,
+        domains: Domains,
+        splits: Mapping[str, Split],
+        config: RunConfig,
+        given: Mapping[str, Given],
+        *,
+        trial: Trial,
+        keep: Keep,
+        say: Callable[[str], None],
+        n_threads: int,
+        max_bytes: int,
+    ) -> Recipe:
+        """The recipe that successive halving leaves (`halving.halve`), or the settings' own.
+
+        `keep` is given `to_json` whenever there is something new, so that a search that is begun
+        again from there ends with the same.
+        """
+        size = Size.of(domains, list(splits), dim=config.dim)
+
+        def on_round(done: Round) -> None:
+            keep(self.to_json())
+            say(in_words(done))
+
+        self.clock.keep = lambda: keep(self.to_json())
+        found = halve(
+            recipes(config, size, max_bytes), splits, config, given, self.clock, self.costs,
+            self.rounds, trial=trial, on_round=on_round, n_threads=n_threads, max_bytes=max_bytes,
+        )  # fmt: skip
+        say(self._verdict(found))
+        return found
+
+    def _verdict(self, found: Recipe) -> str:
+        if not self.rounds:
+            return f"budget   no time for other ways to learn alone: {found.name}"
+        tried = len(self.rounds[0].valid)
+        return f"budget   {found.name}, the best of {tried} ways to learn alone"
+
+
+def in_words(done: Round) -> str:
+    """One round in a line: each recipe's value, the best first."""
+    values = ", ".join(f"{name} {valid:.4f}" for name, valid in done.valid.items())
+    return f"round    {done.looks} looks     NDCG@10 {values}"

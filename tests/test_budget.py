@@ -1,0 +1,309 @@
+"""A time budget: what it allows, what successive halving finds with it, and that it can go on."""
+
+import json
+import math
+from contextlib import contextmanager, nullcontext
+
+import pytest
+
+import musketeers
+from musketeers import config as configuration
+from musketeers.budget.clock import Clock, in_seconds
+from musketeers.budget.estimate import Costs
+from musketeers.budget.halving import Round, halve
+from musketeers.budget.recipes import Recipe, recipes
+from musketeers.budget.search import in_words
+from musketeers.data.synthetic import frames, planted
+from musketeers.errors import ConfigError
+from musketeers.models.model import unwatched
+from musketeers.models.needs import Size
+from musketeers.run_files import open_run
+from musketeers.runs import Quiet, fit_run
+from musketeers.seeding import Seed
+
+NAMES = ("tv", "film")
+SETTINGS = {
+    "seed": 3,
+    "dim": 4,
+    "pretrain": {"max_epochs": 20, "tries": 3},
+    "cat": {"max_epochs": 4, "batch_size": 64},
+    "art": {"max_epochs": 4, "batch_size": 64},
+}
+FREE = Costs(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return planted(NAMES, Seed(0), n_users=150, n_items=60, known=0.8)
+
+
+@pytest.fixture(scope="module")
+def folder(world, tmp_path_factory):
+    place = tmp_path_factory.mktemp("data")
+    for name, frame in frames(world.domains).items():
+        frame.write_parquet(place / f"{name}.parquet")
+    return place
+
+
+def config(**changes):
+    domains = {name: f"{name}.parquet" for name in NAMES}
+    data = {"domains": domains, "min_user": 2, "min_item": 2}
+    return configuration.parse({**SETTINGS, "data": data, **changes}, "test")
+
+
+def means(run):
+    return {
+        model: {name: one.means() for name, one in by_domain.items()}
+        for model, by_domain in run.metrics.items()
+    }
+
+
+# --- the clock
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("5m", 300),
+        ("1.5h", 5400),
+        ("300", 300),
+        (300, 300),
+        (0.5, 0.5),
+        (" 2 m ", 120),
+    ],
+)
+def test_a_time_is_read_in_its_unit(text, seconds):
+    assert in_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0m", "-5m", "five", "5 minutes", "1d", "nan", "inf", -1, "m"]
+)
+def test_what_is_no_time_is_refused_with_examples(text):
+    with pytest.raises(
+        ConfigError, match=r"budget is .*; give a time above 0 such as 90s, 5m or 1h"
+    ):
+        in_seconds(text)
+
+
+def test_the_clock_allows_what_can_still_be_done_and_keeps_what_it_said():
+    kept = []
+    clock = Clock(100.0)
+    clock.keep = lambda: kept.append(dict(clock.decisions))
+    assert 99 < clock.left <= 100
+    assert clock.allows("a", 50)
+    assert not clock.allows("b", 200)
+    clock.start -= 90
+    assert clock.left < 11
+    assert clock.allows("a", 50)
+    assert not clock.allows("c", 50)
+    assert kept == [{"a": True}, {"a": True, "b": False}, {"a": True, "b": False, "c": False}]
+    again = Clock(0.001, dict(clock.decisions))
+    assert again.allows("a", 50)
+
+
+# --- the recipes
+
+
+def size(dim):
+    return Size(1000, (500, 500), 20_000, dim, 2)
+
+
+def test_recipes_begin_with_the_settings_own_and_grow_wider():
+    names = [recipe.name for recipe in recipes(config(), size(4), 10**12)]
+    assert names == ["bpr-4", "ials-4", "ials-8", "bpr-8", "ials-16", "bpr-16"]
+    by_ials = config(pretrain={"method": "ials"})
+    assert [recipe.name for recipe in recipes(by_ials, size(4), 10**12)][:2] == ["ials-4", "bpr-4"]
+
+
+def test_recipes_stay_within_memory_but_the_first_is_always_there():
+    found = recipes(config(dim=4096), size(4096), 7 * 10**8)
+    assert [recipe.name for recipe in found] == ["bpr-4096", "ials-4096"]
+    assert [recipe.name for recipe in recipes(config(dim=4096), size(4096), 1)] == ["bpr-4096"]
+
+
+def test_a_recipe_changes_method_and_width_and_leaves_given_vectors_alone():
+    found = Recipe("ials", 8).of(config())
+    assert (found.dim, found.pretrain.method) == (8, "ials")
+    mixed = config(
+        pretrain={"method": {"tv": "given", "film": "bpr"}, "given": {"tv": {"users": "u"}}}
+    )
+    assert Recipe("ials", 8).of(mixed).pretrain.method == {"tv": "given", "film": "ials"}
+    own = recipes(mixed, size(4), 10**12)[0]
+    assert own.name == "settings-4"
+    assert own.of(mixed) == mixed
+    both = {"tv": {"users": "u"}, "film": {"users": "f"}}
+    assert len(recipes(config(pretrain={"method": "given", "given": both}), size(4), 10**12)) == 1
+
+
+# --- halving
+
+
+def halved(world, clock, costs=FREE, rounds=(), n=6):
+    heard, found, tried = [], list(rounds), []
+
+    def trial(name, max_epochs):
+        tried.append((name, max_epochs))
+        return nullcontext(unwatched)
+
+    recipe = halve(
+        recipes(config(), size(4), 10**12)[:n], world.splits, config(), {}, clock, costs, found,
+        trial=trial, on_round=heard.append, n_threads=1, max_bytes=10**9,
+    )  # fmt: skip
+    assert heard == found[len(rounds) :]
+    return recipe, found, tried
+
+
+def test_the_better_half_goes_on_for_twice_as_many_looks(world):
+    recipe, rounds, tried = halved(world, Clock(1e9))
+    assert [one.looks for one in rounds] == [2, 4, 8]
+    assert [len(one.valid) for one in rounds] == [6, 3, 2]
+    for before, after in zip(rounds, rounds[1:], strict=False):
+        assert set(after.valid) == set(list(before.valid)[: len(after.valid)])
+    for one in rounds:
+        values = list(one.valid.values())
+        assert values == sorted(values, reverse=True)
+        assert all(0 < value < 1 for value in values)
+    assert len(set(rounds[0].valid.values())) > 1
+    assert recipe.name == next(iter(rounds[-1].valid))
+    # iALS looks after each epoch, BPR after three
+    assert {epochs for name, epochs in tried[:6] if name.startswith("ials")} == {2}
+    assert {epochs for name, epochs in tried[:6] if name.startswith("bpr")} == {6}
+    assert halved(world, Clock(1e9))[:2] == (recipe, rounds)
+
+
+def test_finished_rounds_are_not_trained_again(world):
+    recipe, rounds, tried = halved(world, Clock(1e9))
+    again, same, fewer = halved(world, Clock(1e9), rounds=rounds[:2])
+    assert (again, same) == (recipe, rounds)
+    assert fewer == tried[9:]
+
+
+def test_without_time_the_settings_own_recipe_is_taken(world):
+    recipe, rounds, tried = halved(world, Clock(10.0), Costs(100.0, 0.0, 0.0, 0.0, 0.0))
+    assert (recipe.name, rounds, tried) == ("bpr-4", [], [])
+
+
+def test_a_recipe_whose_fit_would_come_too_late_is_not_tried(world):
+    # a fit with vectors of 4 costs 30 seconds of a 100, one of 8 costs 60, one of 16 120
+    _, rounds, _ = halved(world, Clock(100.0), Costs(30.0, 0.0, 0.0, 0.0, 0.0))
+    assert set(rounds[0].valid) == {"bpr-4", "ials-4", "ials-8", "bpr-8"}
+
+
+def test_rounds_that_time_did_not_allow_leave_the_best_of_the_last(world):
+    late = {
+        f"{name}, 4 looks": False
+        for name in ("bpr-4", "ials-4", "ials-8", "bpr-8", "ials-16", "bpr-16")
+    }
+    recipe, rounds, _ = halved(world, Clock(1e9, late))
+    assert [one.looks for one in rounds] == [2]
+    assert recipe.name == next(iter(rounds[0].valid))
+
+
+# --- a fit
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    return fit_run(
+        config(), folder, tmp_path_factory.mktemp("runs") / "run", threads=1, budget="5h"
+    )
+
+
+def test_a_fit_takes_the_recipe_that_was_found_and_says_so(run):
+    rounds = run.learning.rounds
+    method, dim = next(iter(rounds[-1].valid)).split("-")
+    assert (run.config.pretrain.method, run.config.dim) == (method, int(dim))
+    assert run.stages.alone["tv"].factors.users.shape[1] == int(dim)
+    assert open_run(run.path).learning.rounds == rounds
+    assert run.manifest["settings"]["dim"] == 4
+    assert run.manifest["data"]["budget"] == "18000s"
+    page = (run.path / "report.html").read_text()
+    assert "What the time budget found" in page
+    assert f"{method}-{dim}<small>taken</small>" in page
+    assert not (run.path / "checkpoints").exists()
+
+
+def test_a_fit_by_the_settings_found_is_bitwise_the_same(run, folder, tmp_path):
+    assert run.config == configuration.load(run.path / "config.toml")
+    plain = fit_run(run.config, folder, tmp_path / "plain", threads=1)
+    assert means(plain) == means(run)
+    assert plain.recommender.about == run.recommender.about
+    for name in NAMES:
+        one, other = (found.stages.alone[name].factors for found in (plain, run))
+        assert one.users.tobytes() == other.users.tobytes()
+        assert one.items.tobytes() == other.items.tobytes()
+
+
+def test_in_memory_it_is_the_same(run, world):
+    settings = {**SETTINGS, "data": {"min_user": 2, "min_item": 2}}
+    found = musketeers.fit(frames(world.domains), threads=1, budget=18000, **settings)
+    assert found.learning.rounds == run.learning.rounds
+    assert means(found) == means(run)
+
+
+class Killed(Exception):
+    """What ends a run at once."""
+
+
+class Killing(Quiet):
+    """Ends it in the middle of a trial, or of a stage, when it comes the n-th time."""
+
+    def __init__(self, name, times):
+        self._name, self._times = name, times
+
+    @contextmanager
+    def stage(self, stage, domain, *, samples, max_epochs):
+        if stage == self._name:
+            self._times -= 1
+        if self._times:
+            yield lambda _: None
+        else:
+            yield self._end
+
+    def _end(self, epoch):
+        raise Killed
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [("ials-8", 1), ("second", 2), ("pretrain", 1), ("art", 2)]
+)
+def test_an_interrupted_search_goes_on_to_the_same_result(run, folder, tmp_path, name, times):
+    # the second round is that of whoever came first in the first
+    name = next(iter(run.learning.rounds[0].valid)) if name == "second" else name
+    place = tmp_path / "run"
+    with pytest.raises(Killed):
+        fit_run(config(), folder, place, threads=1, budget="5h", watch=Killing(name, times))
+    remembered = json.loads((place / "checkpoints" / "search.json").read_text())
+    assert remembered["decisions"]
+    assert math.isclose(remembered["seconds"], 18000)
+    found = fit_run(config(), folder, place, threads=1, budget="5h", resume=True)
+    assert found.learning.rounds == run.learning.rounds
+    assert means(found) == means(run)
+
+
+def test_a_budget_too_short_says_what_is_needed_and_writes_nothing(folder, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"budget is 0\.01s, but a fit .* takes about .*; give at least"
+    ):
+        fit_run(config(), folder, tmp_path / "run", threads=1, budget="0.01s")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_is_for_a_whole_fit(folder, tmp_path):
+    with pytest.raises(ConfigError, match="smf alone is asked for"):
+        fit_run(config(), folder, tmp_path / "run", threads=1, budget="5m", only="smf")
+
+
+def test_one_domain_alone_has_recipes_too(world):
+    only = {"tv": frames(world.domains)["tv"]}
+    settings = {**SETTINGS, "data": {"min_user": 2, "min_item": 2}}
+    found = musketeers.fit(only, threads=1, budget="5h", **settings)
+    assert [len(one.valid) for one in found.learning.rounds] == [6, 3, 2]
+    assert found.recommender.about["model"]["tv"] in ("smf", "ease", "ease+smf")
+
+
+def test_a_round_reads_well():
+    words = in_words(Round(4, {"ials-8": 0.25, "bpr-4": 0.2}))
+    assert words == "round    4 looks     NDCG@10 ials-8 0.2500, bpr-4 0.2000"
