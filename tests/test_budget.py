@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 import pytest
 
@@ -159,7 +160,7 @@ def test_the_better_half_goes_on_for_twice_as_many_looks(world):
     recipe, rounds, tried = halved(world, Clock(1e9))
     assert [one.looks for one in rounds] == [2, 4, 8]
     assert [len(one.valid) for one in rounds] == [6, 3, 2]
-    for before, after in zip(rounds, rounds[1:], strict=False):
+    for before, after in pairwise(rounds):
         assert set(after.valid) == set(list(before.valid)[: len(after.valid)])
     for one in rounds:
         values = list(one.valid.values())
