@@ -145,7 +145,10 @@ def halved(world, clock, costs=FREE, rounds=(), n=6):
     heard, found, tried = [], list(rounds), []
 
     def trial(name, max_epochs):
-        tried.append((name, max_epochs))
+        if max_epochs:
+            tried.append((name, max_epochs))
+        else:
+            assert name == "round"
         return nullcontext(unwatched)
 
     recipe = halve(

@@ -135,7 +135,7 @@ def fit_run(
     if clock:
         inputs["budget"] = f"{clock.seconds:g}s"
     saved = RunFolder(out).remembered(_SEARCH) if resume and clock else None
-    search = Search.from_json(saved) if saved else _search(clock, config, data, n_threads)
+    search = Search.from_json(saved) if saved else _search(clock, config, data, n_threads, watch)
     return fit_data(
         config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
         resume=resume, n_threads=n_threads, watch=watch, command=command,
@@ -216,7 +216,7 @@ def fit(
     watch, n_threads = watch or Quiet(), thread_count(threads)
     measured = models_to_measure(only, n_tries, n_domains=len(frames))
     data = Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
-    search = _search(clock, config, data, n_threads)
+    search = _search(clock, config, data, n_threads, watch)
     with libraries_on_one_thread():
         jobs = _Jobs(None, data.splits, watch, n_threads)
         if search:
@@ -332,10 +332,12 @@ def _clock(budget: str | float | None, only: str | None) -> Clock | None:
     return Clock(in_seconds(budget))
 
 
-def _search(clock: Clock | None, config: RunConfig, data: Data, n_threads: int) -> Search | None:
+def _search(
+    clock: Clock | None, config: RunConfig, data: Data, n_threads: int, watch: Watch
+) -> Search | None:
     if clock is None:
         return None
-    with libraries_on_one_thread():
+    with libraries_on_one_thread(), watch.stage("estimate", None, samples=0, max_epochs=0):
         return Search.begin(
             clock, data.splits, config, data.given,
             n_threads=n_threads, max_bytes=available() * 9 // 10,

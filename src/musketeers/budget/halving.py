@@ -33,7 +33,8 @@ _LISTS = 8
 """Rankings that the value of a recipe takes in a domain: alone, with each weight, and blends."""
 
 Trial = Callable[[str, int], AbstractContextManager[Jobs]]
-"""(recipe's name, epochs at most) -> where its trainings keep their progress, while it is tried."""
+"""(recipe's name, epochs at most) -> where its trainings keep their progress, while it is tried; 0
+epochs while a round's values are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def halve(
             seconds[recipe] = (time.monotonic() - start) / looks
         if len(learned) < 2:
             break
-        values = _values(learned, splits, config, n_threads, max_bytes)
+        with trial("round", 0):
+            values = _values(learned, splits, config, n_threads, max_bytes)
         best_first = sorted(learned, key=lambda recipe: -values[recipe])
         rounds.append(Round(looks, {recipe.name: values[recipe] for recipe in best_first}))
         on_round(rounds[-1])

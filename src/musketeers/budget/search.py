@@ -96,6 +96,7 @@ class Search:
             keep(self.to_json())
             say(in_words(done))
 
+        say(f"budget   a fit takes about {self.costs.fit:.0f} s of {self.clock.seconds:.0f} s")
         self.clock.keep = lambda: keep(self.to_json())
         found = halve(
             recipes(config, size, max_bytes), splits, config, given, self.clock, self.costs,
@@ -106,7 +107,7 @@ class Search:
 
     def _verdict(self, found: Recipe) -> str:
         if not self.rounds:
-            return f"budget   no time for other ways to learn alone: {found.name}"
+            return f"budget   {found.name}; no other way to learn alone was tried"
         tried = len(self.rounds[0].valid)
         return f"budget   {found.name}, the best of {tried} ways to learn alone"
 
