@@ -121,7 +121,7 @@ def test_the_same_seed_data_and_threads_give_the_same_bits(n_threads, negatives)
 def test_an_interrupted_fit_goes_on_to_the_same_bits(n_threads):
     splits, settings = small(), CmfSettings(QUICK)
     expected = joint.bits(fitted(cmf, splits, settings, n_threads=n_threads))
-    job = joint.Remembering("try-1", after=3)
+    job = joint.Remembering("0.07-0.1", after=3)
     with pytest.raises(KeyboardInterrupt):
         fitted(cmf, splits, settings, n_threads=n_threads, job=job)
     assert joint.bits(fitted(cmf, splits, settings, n_threads=n_threads, job=job)) == expected
