@@ -16,8 +16,9 @@ from musketeers.budget.recipes import Recipe, recipes
 from musketeers.budget.search import in_words
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ConfigError
-from musketeers.models.model import unwatched
+from musketeers.models.model import Task, unwatched
 from musketeers.models.needs import Size
+from musketeers.pipeline import validations
 from musketeers.run_files import open_run
 from musketeers.runs import Quiet, fit_run
 from musketeers.seeding import Seed
@@ -141,7 +142,7 @@ def test_a_recipe_changes_method_and_width_and_leaves_given_vectors_alone():
 # --- halving
 
 
-def halved(world, clock, costs=FREE, rounds=(), n=6):
+def halved(world, clock, costs=FREE, rounds=()):
     heard, found, tried = [], list(rounds), []
 
     def trial(name, max_epochs):
@@ -151,9 +152,11 @@ def halved(world, clock, costs=FREE, rounds=(), n=6):
             assert name == "round"
         return nullcontext(unwatched)
 
+    looked_at = validations(world.splits, Seed(3), n_threads=1)
+    task = Task(world.splits, looked_at, config(), {}, n_threads=1, max_bytes=10**9)
     recipe = halve(
-        recipes(config(), size(4), 10**12)[:n], world.splits, config(), {}, clock, costs, found,
-        trial=trial, on_round=heard.append, n_threads=1, max_bytes=10**9,
+        recipes(config(), size(4), 10**12), task, clock, costs, found,
+        trial=trial, on_round=heard.append,
     )  # fmt: skip
     assert heard == found[len(rounds) :]
     return recipe, found, tried

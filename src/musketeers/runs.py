@@ -338,10 +338,7 @@ def _search(
     if clock is None:
         return None
     with libraries_on_one_thread(), watch.stage("estimate", None, samples=0, max_epochs=0):
-        return Search.begin(
-            clock, data.splits, config, data.given,
-            n_threads=n_threads, max_bytes=available() * 9 // 10,
-        )  # fmt: skip
+        return Search.begin(clock, _task(config, data, n_threads))
 
 
 def _settled(
@@ -354,12 +351,22 @@ def _settled(
 ) -> RunConfig:
     """The settings that the search finds; `jobs` go on from what it trained."""
     found = search.run(
-        data.domains, data.splits, config, data.given,
+        _task(config, data, jobs.n_threads),
+        Size.of(data.domains, list(data.splits), dim=config.dim),
         trial=jobs.trial, keep=partial(run.remember, _SEARCH) if run else lambda _: None,
-        say=watch.say, n_threads=jobs.n_threads, max_bytes=available() * 9 // 10,
+        say=watch.say,
     )  # fmt: skip
     jobs.go_on_from(found.name)
     return found.of(config)
+
+
+def _task(config: RunConfig, data: Data, n_threads: int) -> Task:
+    """All domains at once."""
+    looked_at = validations(data.splits, Seed(config.seed), n_threads=n_threads)
+    return Task(
+        data.splits, looked_at, config, {}, n_threads,
+        max_bytes=available() * 9 // 10, given=data.given,
+    )  # fmt: skip
 
 
 class _Jobs:

@@ -1,16 +1,13 @@
 """How long a fit will take: its stages for two epochs each, and what they usually need."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from musketeers.config import RunConfig, changed
-from musketeers.data.domains import Split
+from musketeers.config import changed
 from musketeers.heads.ladder import ladder
-from musketeers.pipeline import Models, cat_art, exchanged, smf, validations
-from musketeers.pretrain.given import Given
-from musketeers.seeding import Seed
+from musketeers.models.model import Task
+from musketeers.pipeline import Models, cat_art, exchanged, smf
 from musketeers.training import Epoch
 
 _LOOKS = {"pretrain": 102, "cat": 37, "art": 23}
@@ -45,15 +42,8 @@ class Costs:
         )  # fmt: skip
 
 
-def estimate(
-    splits: Mapping[str, Split],
-    config: RunConfig,
-    given: Mapping[str, Given],
-    *,
-    n_threads: int,
-    max_bytes: int,
-) -> Costs:
-    """What a fit by these settings will about take on this machine, as busy as it is now.
+def estimate(task: Task) -> Costs:
+    """What a fit by the task's settings will about take on this machine, as busy as it is now.
 
     Each stage runs for two looks, of which the second counts: the first may compile.
     """
@@ -62,17 +52,17 @@ def estimate(
     def jobs(stage: str, domain: str | None, _: int) -> _LastLook:
         return _LastLook(looks, (stage, domain))
 
-    every = config.pretrain.validate_every
+    every = task.config.pretrain.validate_every
     short: dict[str, Any] = {
         "pretrain.tries": 1, "pretrain.max_epochs": 2 * every, "cat.max_epochs": 2,
         "art.max_epochs": 2,
     }  # fmt: skip
-    brief = changed(config, short)
-    if len(splits) > 1:
-        made = cat_art(splits, brief, jobs, n_threads=n_threads, given=given)
+    brief, threads = changed(task.config, short), task.n_threads
+    if len(task.splits) > 1:
+        made = cat_art(task.splits, brief, jobs, n_threads=threads, given=task.given)
     else:
-        made = Models(smf(splits, brief, jobs, n_threads=n_threads, given=given))
-    inverses, ranking = _heads(splits, made, config, n_threads, max_bytes)
+        made = Models(smf(task.splits, brief, jobs, n_threads=threads, given=task.given))
+    inverses, ranking = _heads(task, made)
     by_stage = {
         stage: n * sum(_seconds(look) for (of, _), look in looks.items() if of == stage)
         for stage, n in _LOOKS.items()
@@ -100,17 +90,13 @@ def _seconds(look: Epoch) -> float:
     return look.seconds + look.valid_seconds
 
 
-def _heads(
-    splits: Mapping[str, Split], made: Models, config: RunConfig, n_threads: int, max_bytes: int
-) -> tuple[float, float]:
+def _heads(task: Task, made: Models) -> tuple[float, float]:
     """Seconds of one step up the ladder in each domain, and of ranking for all."""
-    shared = exchanged(splits, made.alone)
-    looked_at = validations(splits, Seed(config.seed), n_threads=n_threads)
+    shared = exchanged(task.splits, made.alone)
+    _, n_domains, dim = shared.values.shape
     inverses, rankings = 0.0, 0.0
-    for name, validation in looked_at.items():
-        models = ladder(
-            name, validation, n_domains=len(splits), dim=config.dim, max_bytes=max_bytes
-        )
+    for name, validation in task.validations.items():
+        models = ladder(name, validation, n_domains=n_domains, dim=dim, max_bytes=task.max_bytes)
         start = time.perf_counter()
         model = models.at(models.start)(shared)(1.0) if models else made.alone[name].factors
         solved = time.perf_counter()

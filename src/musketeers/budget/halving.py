@@ -13,16 +13,14 @@ from statistics import fmean
 from musketeers.budget.clock import Clock
 from musketeers.budget.estimate import Costs
 from musketeers.budget.recipes import Recipe
-from musketeers.config import RunConfig, changed
-from musketeers.data.domains import Split
+from musketeers.config import changed
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import Candidates
 from musketeers.heads.ladder import ladder
-from musketeers.pipeline import Jobs, exchanged, smf, validations
-from musketeers.pretrain.given import Given
+from musketeers.models.model import Task
+from musketeers.pipeline import Jobs, exchanged, smf
 from musketeers.pretrain.mf import Pretrained
-from musketeers.seeding import Seed
 
 _LOOKS = 2
 """Looks at validation that a training has in the first round; then twice as many in each."""
@@ -49,17 +47,13 @@ class Round:
 
 def halve(
     recipes: Sequence[Recipe],
-    splits: Mapping[str, Split],
-    config: RunConfig,
-    given: Mapping[str, Given],
+    task: Task,
     clock: Clock,
     costs: Costs,
     rounds: list[Round],
     *,
     trial: Trial,
     on_round: Callable[[Round], None],
-    n_threads: int,
-    max_bytes: int,
 ) -> Recipe:
     """The recipe that a fit should take, as far as the clock let them be tried.
 
@@ -86,12 +80,12 @@ def halve(
             if not clock.allows(f"{recipe.name}, {looks} looks", needed):
                 break
             start = time.monotonic()
-            learned[recipe] = _learn(recipe, splits, config, given, looks, trial, n_threads)
+            learned[recipe] = _learn(recipe, task, looks, trial)
             seconds[recipe] = (time.monotonic() - start) / looks
         if len(learned) < 2:
             break
         with trial("round", 0):
-            values = _values(learned, splits, config, n_threads, max_bytes)
+            values = _values(learned, task)
         best_first = sorted(learned, key=lambda recipe: -values[recipe])
         rounds.append(Round(looks, {recipe.name: values[recipe] for recipe in best_first}))
         on_round(rounds[-1])
@@ -121,34 +115,19 @@ def _fit(recipe: Recipe, first: Recipe, costs: Costs) -> float:
     return costs.at_width(recipe.dim / first.dim).fit
 
 
-def _learn(
-    recipe: Recipe,
-    splits: Mapping[str, Split],
-    config: RunConfig,
-    given: Mapping[str, Given],
-    looks: int,
-    trial: Trial,
-    n_threads: int,
-) -> dict[str, Pretrained]:
+def _learn(recipe: Recipe, task: Task, looks: int, trial: Trial) -> dict[str, Pretrained]:
     # iALS looks after each epoch, BPR after several
-    every = 1 if recipe.method == "ials" else config.pretrain.validate_every
-    brief = changed(recipe.of(config), {"pretrain.max_epochs": looks * every})
+    every = 1 if recipe.method == "ials" else task.config.pretrain.validate_every
+    brief = changed(recipe.of(task.config), {"pretrain.max_epochs": looks * every})
     with trial(recipe.name, looks * every) as jobs:
-        return smf(splits, brief, jobs, n_threads=n_threads, given=given)
+        return smf(task.splits, brief, jobs, n_threads=task.n_threads, given=task.given)
 
 
-def _values(
-    learned: Mapping[Recipe, Mapping[str, Pretrained]],
-    splits: Mapping[str, Split],
-    config: RunConfig,
-    n_threads: int,
-    max_bytes: int,
-) -> dict[Recipe, float]:
-    shared = {recipe: exchanged(splits, alone) for recipe, alone in learned.items()}
-    looked_at = validations(splits, Seed(config.seed), n_threads=n_threads)
+def _values(learned: Mapping[Recipe, Mapping[str, Pretrained]], task: Task) -> dict[Recipe, float]:
+    shared = {recipe: exchanged(task.splits, alone) for recipe, alone in learned.items()}
     by_domain = [
-        _values_in(name, validation, learned, shared, max_bytes)
-        for name, validation in looked_at.items()
+        _values_in(name, validation, learned, shared, task.max_bytes)
+        for name, validation in task.validations.items()
     ]
     return {recipe: fmean(values[recipe] for values in by_domain) for recipe in learned}
 

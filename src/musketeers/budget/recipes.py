@@ -1,20 +1,22 @@
 """Other ways to learn alone than the settings name: by another method, or with wider vectors."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from musketeers.config import Method, RunConfig, changed
+from musketeers.config import RunConfig, changed
 from musketeers.models.needs import FACTORS, Size
 
 _WIDTHS = (1, 2, 4)
 """In units of the settings' dim."""
+
+_METHODS: tuple[Literal["bpr", "ials"], ...] = ("ials", "bpr")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How all domains learn alone; but those that bring their vectors, which stay as they are."""
 
-    method: Method | None
+    method: Literal["bpr", "ials"] | None
     """None: as the settings say."""
     dim: int
 
@@ -37,17 +39,15 @@ def recipes(config: RunConfig, size: Size, max_bytes: int) -> list[Recipe]:
     """What to try, the settings' own way first, then from narrow to wide.
 
     `size` is of all domains; what needs more than `max_bytes` is left out, but never the first.
+    Where no domain learns, since all bring their vectors, there is nothing else to try.
     """
-    method = config.pretrain.method
-    own = None if isinstance(method, dict) else method
-    first = Recipe(own if own != "given" else None, config.dim)
-    return [first, *_others(first, size, max_bytes)] if own != "given" else [first]
-
-
-def _others(first: Recipe, size: Size, max_bytes: int) -> Sequence[Recipe]:
-    every = [Recipe(method, width * first.dim) for width in _WIDTHS for method in ("ials", "bpr")]
-    return [
+    method, dim = config.pretrain.method, config.dim
+    first = Recipe(method if method in ("bpr", "ials") else None, dim)
+    others = [Recipe(other, width * dim) for width in _WIDTHS for other in _METHODS]
+    return [first] + [
         recipe
-        for recipe in every
-        if recipe != first and FACTORS(replace(size, dim=recipe.dim)) <= max_bytes
+        for recipe in others
+        if method != "given"
+        and recipe != first
+        and FACTORS(replace(size, dim=recipe.dim)) <= max_bytes
     ]

@@ -8,11 +8,9 @@ from musketeers.budget.clock import Clock
 from musketeers.budget.estimate import Costs, estimate
 from musketeers.budget.halving import Round, Trial, halve
 from musketeers.budget.recipes import Recipe, recipes
-from musketeers.config import RunConfig
-from musketeers.data.domains import Domains, Split
 from musketeers.errors import ConfigError
+from musketeers.models.model import Task
 from musketeers.models.needs import Size
-from musketeers.pretrain.given import Given
 
 Keep = Callable[[Mapping[str, Any]], None]
 """Where a search writes what it has decided and found."""
@@ -28,21 +26,12 @@ class Search:
     rounds: list[Round]
 
     @classmethod
-    def begin(
-        cls,
-        clock: Clock,
-        splits: Mapping[str, Split],
-        config: RunConfig,
-        given: Mapping[str, Given],
-        *,
-        n_threads: int,
-        max_bytes: int,
-    ) -> "Search":
+    def begin(cls, clock: Clock, task: Task) -> "Search":
         """A search that has tried nothing.
 
         Raises `ConfigError` if a fit by the settings as they are would not end in time.
         """
-        costs = estimate(splits, config, given, n_threads=n_threads, max_bytes=max_bytes)
+        costs = estimate(task)
         needed = clock.seconds - clock.left + costs.fit
         if needed > clock.seconds:
             raise ConfigError(
@@ -74,23 +63,18 @@ class Search:
 
     def run(
         self,
-        domains: Domains,
-        splits: Mapping[str, Split],
-        config: RunConfig,
-        given: Mapping[str, Given],
+        task: Task,
+        size: Size,
         *,
         trial: Trial,
         keep: Keep,
         say: Callable[[str], None],
-        n_threads: int,
-        max_bytes: int,
     ) -> Recipe:
         """The recipe that successive halving leaves (`halving.halve`), or the settings' own.
 
-        `keep` is given `to_json` whenever there is something new, so that a search that is begun
-        again from there ends with the same.
+        `size` is of all domains.  `keep` is given `to_json` whenever there is something new, so
+        that a search that is begun again from there ends with the same.
         """
-        size = Size.of(domains, list(splits), dim=config.dim)
 
         def on_round(done: Round) -> None:
             keep(self.to_json())
@@ -99,8 +83,8 @@ class Search:
         say(f"budget   a fit takes about {self.costs.fit:.0f} s of {self.clock.seconds:.0f} s")
         self.clock.keep = lambda: keep(self.to_json())
         found = halve(
-            recipes(config, size, max_bytes), splits, config, given, self.clock, self.costs,
-            self.rounds, trial=trial, on_round=on_round, n_threads=n_threads, max_bytes=max_bytes,
+            recipes(task.config, size, task.max_bytes), task, self.clock, self.costs,
+            self.rounds, trial=trial, on_round=on_round,
         )  # fmt: skip
         say(self._verdict(found))
         return found
