@@ -194,7 +194,7 @@ def test_without_time_the_settings_own_recipe_is_taken(world):
 
 def test_a_recipe_whose_fit_would_come_too_late_is_not_tried(world):
     # a fit with vectors of 4 costs 30 seconds of a 100, one of 8 costs 60, one of 16 120
-    _, rounds, _ = halved(world, Clock(100.0), Costs(30.0, 0.0, 0.0, 0.0, 0.0))
+    _, rounds, _ = halved(world, Clock(100.0), Costs(0.0, 0.0, 30.0, 0.0, 0.0))
     assert set(rounds[0].valid) == {"bpr-4", "ials-4", "ials-8", "bpr-8"}
 
 
@@ -206,6 +206,16 @@ def test_rounds_that_time_did_not_allow_leave_the_best_of_the_last(world):
     recipe, rounds, _ = halved(world, Clock(1e9, late))
     assert [one.looks for one in rounds] == [2]
     assert recipe.name == next(iter(rounds[0].valid))
+
+
+def test_the_best_recipe_whose_fit_can_end_in_time_is_taken(world):
+    _, rounds, _ = halved(world, Clock(1e9))
+    best, second = rounds[-1].valid
+    late = {f"a fit by {best}": False}
+    # the better half of two is one: the settings' own way is left
+    assert halved(world, Clock(1e9, late))[0].name == "bpr-4"
+    third = {f"{name}, 8 looks": False for name in (best, second)}
+    assert halved(world, Clock(1e9, {**late, **third}))[0].name == second
 
 
 # --- a fit
