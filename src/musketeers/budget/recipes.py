@@ -35,15 +35,20 @@ class Recipe:
         return changed(config, {"dim": self.dim, "pretrain.method": method})
 
 
+def own(config: RunConfig) -> Recipe:
+    """The settings' own way."""
+    method = config.pretrain.method
+    return Recipe(method if method in ("bpr", "ials") else None, config.dim)
+
+
 def recipes(config: RunConfig, size: Size, max_bytes: int) -> list[Recipe]:
     """What to try, the settings' own way first, then from narrow to wide.
 
     `size` is of all domains; what needs more than `max_bytes` is left out, but never the first.
     Where no domain learns, since all bring their vectors, there is nothing else to try.
     """
-    method, dim = config.pretrain.method, config.dim
-    first = Recipe(method if method in ("bpr", "ials") else None, dim)
-    others = [Recipe(other, width * dim) for width in _WIDTHS for other in _METHODS]
+    method, first = config.pretrain.method, own(config)
+    others = [Recipe(other, width * config.dim) for width in _WIDTHS for other in _METHODS]
     return [first] + [
         recipe
         for recipe in others

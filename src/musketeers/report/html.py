@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from musketeers.budget.halving import Round
+from musketeers.budget.recipes import own
 from musketeers.config import dump
 from musketeers.evaluation.compare import Cell, Difference
 from musketeers.evaluation.evaluate import PerUser
@@ -61,7 +61,7 @@ def render(result: RunResult) -> str:
     parts = (
         section("Comparison", _comparison(result.metrics, differences)),
         section("What was chosen", _choice(result.learning.verdicts)),
-        section("What the time budget found", _budget(result.learning.rounds)),
+        section("What the time budget found", _budget(result)),
         section("Cold users", _cold(result)),
         section("What changed", _changes(result)),
         section("Learning curves", _curves(result.learning)),
@@ -208,11 +208,11 @@ def _sides(found: Verdict) -> list[str]:
     ]  # fmt: skip
 
 
-def _budget(rounds: Sequence[Round]) -> str:
+def _budget(result: RunResult) -> str:
     """A recipe a row, as far as it went on; the one that the fit took is marked."""
+    rounds, taken = result.learning.rounds, own(result.config).name
     if not rounds:
         return ""
-    taken = next(iter(rounds[-1].valid))
     rows = [
         row(
             recipe,
@@ -221,12 +221,14 @@ def _budget(rounds: Sequence[Round]) -> str:
         )
         for recipe in rounds[0].valid
     ]
-    caption = (
-        "Ways for the domains to learn alone: method and width of the vectors. NDCG@10 on "
-        "validation, mean over the domains, of the best that their vectors, the linear head told "
-        "with them, and blends of the two give; the better half goes on"
+    note = (
+        '<p class="soft">Ways for the domains to learn alone, by method and width of the vectors. '
+        "Each is valued by NDCG@10 on validation, mean over the domains, of the best that its "
+        "vectors, the linear head told with them, and blends of the two reach, while no training "
+        "has more looks at validation than the column says; the better half goes on.</p>"
     )
-    return table(caption, ["recipe", *(f"{one.looks} looks" for one in rounds)], rows)
+    columns = ["recipe", *(f"{one.looks} looks" for one in rounds)]
+    return table("Validation NDCG@10 by round", columns, rows) + note
 
 
 def _choice_of_cold(verdicts: Mapping[str, Verdict]) -> str:
