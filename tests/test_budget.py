@@ -253,6 +253,16 @@ def test_a_fit_by_the_settings_found_is_bitwise_the_same(run, folder, tmp_path):
         assert one.items.tobytes() == other.items.tobytes()
 
 
+def test_a_finished_run_is_given_back_without_an_estimate(run, folder):
+    class Busy(Quiet):
+        def stage(self, *_, **__):
+            raise AssertionError("something is trained")
+
+    again = fit_run(config(), folder, run.path, threads=1, budget="5h", resume=True, watch=Busy())
+    assert again.learning.rounds == run.learning.rounds
+    assert means(again) == means(run)
+
+
 def test_in_memory_it_is_the_same(run, world):
     settings = {**SETTINGS, "data": {"min_user": 2, "min_item": 2}}
     found = musketeers.fit(frames(world.domains), threads=1, budget=18000, **settings)

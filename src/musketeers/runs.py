@@ -35,6 +35,7 @@ from musketeers.pipeline import Jobs, Models, cat_art, choices, smf, validations
 from musketeers.pretrain import given
 from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
+from musketeers.progress import is_finished
 from musketeers.protocols import Scorer
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
@@ -134,6 +135,8 @@ def fit_run(
         inputs["tries"] = str(n_tries)
     if clock:
         inputs["budget"] = f"{clock.seconds:g}s"
+    if resume and is_finished(out):
+        clock = None  # nothing is left to search for
     saved = RunFolder(out).remembered(_SEARCH) if resume and clock else None
     search = Search.from_json(saved) if saved else _search(clock, config, data, n_threads, watch)
     return fit_data(

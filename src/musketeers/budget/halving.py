@@ -63,12 +63,13 @@ def halve(
 ) -> Recipe:
     """The recipe that a fit should take, as far as the clock let them be tried.
 
-    In each round every recipe left learns alone in all domains, strengths and rates searched, with
-    a look at validation more and more often; the better half goes on.  Its value in a domain is the
-    best of its own vectors, the linear head told with them at one regularisation, and blends of the
-    two: what the choice will choose from, without CAT-ART.  All recipes share one inverse of a
-    domain's items.  `costs` are of a fit by the first recipe; no trial begins unless it and a fit
-    by its recipe can still end in time, and the best recipe is taken of which that is so.
+    In each round every recipe left learns alone in all domains, strengths and rates searched, but
+    no training has more than so many looks at validation; the better half goes on with twice as
+    many.  The value of a recipe in a domain is the best of its own vectors, the linear head told
+    with them at one regularisation, and blends of the two: what the choice will choose from,
+    without CAT-ART.  All recipes share one inverse of a domain's items.  `costs` are of a fit by
+    the first recipe; no trial begins unless it and a fit by its recipe can still end in time, and
+    the best recipe is taken of which that is so.
 
     `rounds` are those that were finished before, and get the new ones; `on_round` hears of these.
     """
