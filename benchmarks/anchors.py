@@ -33,13 +33,13 @@ from musketeers.data.splits import split
 from musketeers.evaluation.compare import compare
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.validation import Validation
-from musketeers.models.model import Task
 from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range, Space
 from musketeers.models.tuning import tune
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
+from musketeers.task import Task
 
 DIM = 64
 Settings = Mapping[str, Any]

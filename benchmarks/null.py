@@ -31,12 +31,12 @@ from musketeers.data.splits import split
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.memory import available
-from musketeers.models.model import unwatched
 from musketeers.parallel import available_threads
 from musketeers.pipeline import Models, cat_art, choices
 from musketeers.runs import libraries_on_one_thread
 from musketeers.scorers import Trained
 from musketeers.seeding import Seed
+from musketeers.task import unwatched
 
 METRIC = "ndcg@10"
 PLANTED = ("a", "b", "c", "d")

@@ -12,16 +12,17 @@ from musketeers import config as configuration
 from musketeers.budget.clock import Clock, in_seconds
 from musketeers.budget.estimate import Costs
 from musketeers.budget.halving import Round, halve
-from musketeers.budget.recipes import Recipe, recipes
-from musketeers.budget.search import in_words
+from musketeers.budget.recipes import Recipe, methods, recipes
+from musketeers.budget.search import Search, in_words
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ConfigError
-from musketeers.models.model import Task, unwatched
-from musketeers.models.needs import Size
-from musketeers.pipeline import validations
+from musketeers.memory import available
+from musketeers.models.registry import MODELS
+from musketeers.pipeline import smf, validations
 from musketeers.run_files import open_run
 from musketeers.runs import Quiet, fit_run
 from musketeers.seeding import Seed
+from musketeers.task import Task, unwatched
 
 NAMES = ("tv", "film")
 SETTINGS = {
@@ -108,21 +109,24 @@ def test_the_clock_allows_what_can_still_be_done_and_keeps_what_it_said():
 # --- the recipes
 
 
-def size(dim):
-    return Size(1000, (500, 500), 20_000, dim, 2)
+def fits(_dim):
+    return True
 
 
 def test_recipes_begin_with_the_settings_own_and_grow_wider():
-    names = [recipe.name for recipe in recipes(config(), size(4), 10**12)]
+    names = [recipe.name for recipe in recipes(config(), fits)]
     assert names == ["bpr-4", "ials-4", "ials-8", "bpr-8", "ials-16", "bpr-16"]
     by_ials = config(pretrain={"method": "ials"})
-    assert [recipe.name for recipe in recipes(by_ials, size(4), 10**12)][:2] == ["ials-4", "bpr-4"]
+    assert [recipe.name for recipe in recipes(by_ials, fits)][:2] == ["ials-4", "bpr-4"]
 
 
-def test_recipes_stay_within_memory_but_the_first_is_always_there():
-    found = recipes(config(dim=4096), size(4096), 7 * 10**8)
-    assert [recipe.name for recipe in found] == ["bpr-4096", "ials-4096"]
-    assert [recipe.name for recipe in recipes(config(dim=4096), size(4096), 1)] == ["bpr-4096"]
+def test_without_a_budget_both_methods_are_tried_at_the_settings_width():
+    assert [recipe.name for recipe in methods(config())] == ["bpr-4", "ials-4"]
+
+
+def test_recipes_stay_within_memory():
+    found = recipes(config(), lambda dim: dim <= 8)
+    assert [recipe.name for recipe in found] == ["bpr-4", "ials-4", "ials-8", "bpr-8"]
 
 
 def test_a_recipe_changes_method_and_width_and_leaves_given_vectors_alone():
@@ -132,11 +136,11 @@ def test_a_recipe_changes_method_and_width_and_leaves_given_vectors_alone():
         pretrain={"method": {"tv": "given", "film": "bpr"}, "given": {"tv": {"users": "u"}}}
     )
     assert Recipe("ials", 8).of(mixed).pretrain.method == {"tv": "given", "film": "ials"}
-    own = recipes(mixed, size(4), 10**12)[0]
+    own = recipes(mixed, fits)[0]
     assert own.name == "settings-4"
     assert own.of(mixed) == mixed
     both = {"tv": {"users": "u"}, "film": {"users": "f"}}
-    assert len(recipes(config(pretrain={"method": "given", "given": both}), size(4), 10**12)) == 1
+    assert len(recipes(config(pretrain={"method": "given", "given": both}), fits)) == 1
 
 
 # --- halving
@@ -155,7 +159,7 @@ def halved(world, clock, costs=FREE, rounds=()):
     looked_at = validations(world.splits, Seed(3), n_threads=1)
     task = Task(world.splits, looked_at, config(), {}, n_threads=1, max_bytes=10**9)
     recipe = halve(
-        recipes(config(), size(4), 10**12), task, clock, costs, found,
+        recipes(config(), fits), task, clock, costs, found,
         trial=trial, on_round=heard.append,
     )  # fmt: skip
     assert heard == found[len(rounds) :]
@@ -237,7 +241,7 @@ def test_a_fit_takes_the_recipe_that_was_found_and_says_so(run):
     assert run.manifest["settings"]["dim"] == 4
     assert run.manifest["data"]["budget"] == "18000s"
     page = (run.path / "report.html").read_text()
-    assert "What the time budget found" in page
+    assert "How the domains learn alone" in page
     assert f"{method}-{dim}<small>taken</small>" in page
     assert not (run.path / "checkpoints").exists()
 
@@ -308,6 +312,68 @@ def test_an_interrupted_search_goes_on_to_the_same_result(run, folder, tmp_path,
     found = fit_run(config(), folder, place, threads=1, budget="5h", resume=True)
     assert found.learning.rounds == run.learning.rounds
     assert means(found) == means(run)
+
+
+# --- a fit without a budget
+
+
+@pytest.fixture(scope="module")
+def plain(folder, tmp_path_factory):
+    return fit_run(config(), folder, tmp_path_factory.mktemp("runs") / "plain", threads=1)
+
+
+def test_a_fit_finds_out_whether_bpr_or_ials(plain):
+    (only,) = plain.learning.rounds
+    assert set(only.valid) == {"bpr-4", "ials-4"}
+    assert f"{plain.config.pretrain.method}-{plain.config.dim}" == next(iter(only.valid))
+    assert plain.manifest["settings"]["pretrain"]["method"] == "auto"
+    assert "budget" not in plain.manifest["data"]
+    assert "How the domains learn alone" in (plain.path / "report.html").read_text()
+
+
+def test_the_method_found_gives_the_same_bits_without_a_search(plain, folder, tmp_path):
+    told = fit_run(plain.config, folder, tmp_path / "told", threads=1)
+    assert told.learning.rounds == ()
+    assert "How the domains learn alone" not in (told.path / "report.html").read_text()
+    assert means(told) == means(plain)
+    one, other = (found.stages.alone["tv"].factors for found in (plain, told))
+    assert one.users.tobytes() == other.users.tobytes()
+
+
+@pytest.mark.parametrize(("name", "times"), [("ials-4", 1), ("pretrain", 1)])
+def test_an_interrupted_fit_goes_on_with_the_method_it_found(plain, folder, tmp_path, name, times):
+    place = tmp_path / "run"
+    with pytest.raises(Killed):
+        fit_run(config(), folder, place, threads=1, watch=Killing(name, times))
+    found = fit_run(config(), folder, place, threads=1, resume=True)
+    assert found.learning.rounds == plain.learning.rounds
+    assert means(found) == means(plain)
+
+
+def test_one_model_alone_learns_by_bpr(folder, tmp_path):
+    found = fit_run(config(), folder, tmp_path / "auto", threads=1, only="smf")
+    assert found.learning.rounds == ()
+    by_bpr = config(pretrain={**SETTINGS["pretrain"], "method": "bpr"})
+    assert means(found) == means(fit_run(by_bpr, folder, tmp_path / "bpr", threads=1, only="smf"))
+
+
+@pytest.mark.parametrize("better", ["bpr-4", "ials-4"])
+def test_what_a_comparison_calls_chosen_is_what_a_fit_serves(world, monkeypatch, better):
+    """Whichever method is the better one; a second search must not find another."""
+    monkeypatch.setattr(Search, "run", lambda _, to_try, *__, **___: _named(to_try, better))
+    settings = {**SETTINGS, "data": {"min_user": 2, "min_item": 2}}
+    fit = musketeers.fit(frames(world.domains), threads=1, **settings)
+    whole = config()
+    looked_at = validations(fit.splits, Seed(3), n_threads=1)
+    by_bpr = smf(fit.splits, whole, unwatched, n_threads=1)
+    task = Task(fit.splits, looked_at, whole, by_bpr, n_threads=1, max_bytes=available())
+    made = MODELS["chosen"].fit(task, {})
+    assert {name: one.verdict for name, one in made.items()} == fit.learning.verdicts
+    assert fit.config.pretrain.method == better.removesuffix("-4")
+
+
+def _named(recipes, name):
+    return next(recipe for recipe in recipes if recipe.name == name)
 
 
 def test_a_budget_too_short_says_what_is_needed_and_writes_nothing(folder, tmp_path):

@@ -33,13 +33,13 @@ from musketeers.errors import ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models import needs, registry
-from musketeers.models.model import Task, unwatched
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range
 from musketeers.models.tuning import tune
 from musketeers.pipeline import smf, validations
 from musketeers.seeding import Seed
+from musketeers.task import Task, unwatched
 
 # --- tuning
 

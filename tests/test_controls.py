@@ -11,9 +11,9 @@ from musketeers.controls import items_control, shuffled_alignment, with_noise_do
 from musketeers.data.synthetic import planted
 from musketeers.errors import DataError
 from musketeers.evaluation.evaluate import evaluate
-from musketeers.models.model import unwatched
 from musketeers.pipeline import art, cat_art, exchanged, smf, validations
 from musketeers.seeding import Seed
+from musketeers.task import unwatched
 from musketeers.training import History
 
 NAMES = ("a", "b", "c")

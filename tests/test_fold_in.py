@@ -14,10 +14,10 @@ from musketeers.errors import ConfigError, DataError, UnknownNameError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.heads.blend import blend
 from musketeers.heads.fold_in import HOLD, fold_in
-from musketeers.models.model import unwatched
 from musketeers.ranking import Factors
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.seeding import Seed
+from musketeers.task import unwatched
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from musketeers.baselines.popularity import popularity
 from musketeers.data.domains import Split
 from musketeers.data.synthetic import planted
 from musketeers.errors import ConfigError, DataError
-from musketeers.models.model import Task
 from musketeers.models.registry import MODELS
 from musketeers.seeding import Seed
+from musketeers.task import Task
 from musketeers.training import Unwatched
 
 QUICK = GaMtcdrSettings(

@@ -189,6 +189,15 @@ def test_items_that_are_not_given_are_the_least_squares_ones():
 # --- in the units of stage 3
 
 
+def test_vectors_of_zero_stay_zero():
+    split = planted(NAMES, Seed(0), n_users=60, n_items=40, known=0.8).splits["tv"]
+    zero = Factors(np.zeros((60, 6), np.float32), np.zeros((40, 6), np.float32))
+    found = settled(zero, split, PretrainConfig(), Seed(1), ())
+    assert not found.factors.users.any()
+    assert not found.factors.items.any()
+    assert np.isfinite(found.item_squares).all()
+
+
 def test_settled_vectors_rank_the_same_in_units_of_a_logit():
     split = planted(NAMES, Seed(0), n_users=300, n_items=40, known=0.8).splits["tv"]
     validation = Validation.of(split, Seed(0), n_threads=1)

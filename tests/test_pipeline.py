@@ -17,9 +17,9 @@ from musketeers.data.splits import split
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.exchange import UserEmbeddings
-from musketeers.models.model import unwatched
 from musketeers.pipeline import cat_art, smf
 from musketeers.seeding import Seed
+from musketeers.task import unwatched
 from musketeers.training import Unwatched
 
 NAMES = ("a", "b", "c")

@@ -33,6 +33,7 @@ tv = "tv.parquet"
 film = "film.parquet"
 
 [pretrain]
+method = "bpr"
 max_epochs = 8
 patience = 2
 tries = 3

@@ -29,7 +29,13 @@ METRICS = ["precision@10", "recall@10", "ndcg@10", "precision@20", "recall@20", 
 SETTINGS = {
     "seed": 3,
     "dim": 6,
-    "pretrain": {"max_epochs": 6, "patience": 3, "tries": 2, "regularization": 0.07},
+    "pretrain": {
+        "method": "bpr",
+        "max_epochs": 6,
+        "patience": 3,
+        "tries": 2,
+        "regularization": 0.07,
+    },
     "cat": {"max_epochs": 4, "batch_size": 64},
     "art": {"max_epochs": 4, "batch_size": 64},
 }

@@ -20,7 +20,13 @@ from musketeers.updates import add_domain, refresh
 SETTINGS = {
     "seed": 3,
     "dim": 6,
-    "pretrain": {"max_epochs": 6, "patience": 3, "tries": 2, "regularization": 0.07},
+    "pretrain": {
+        "method": "bpr",
+        "max_epochs": 6,
+        "patience": 3,
+        "tries": 2,
+        "regularization": 0.07,
+    },
     "cat": {"max_epochs": 4, "batch_size": 64},
     "art": {"max_epochs": 4, "batch_size": 64},
 }

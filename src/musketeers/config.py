@@ -116,10 +116,11 @@ Method = Literal["bpr", "ials", "given"]
 class PretrainConfig(_Section):
     """Stage 1: one domain alone; by matrix factorisation (SMF), or with vectors made elsewhere."""
 
-    method: Method | dict[str, Method] = "bpr"
+    method: Literal["auto"] | Method | dict[str, Method] = "auto"
     """One for all domains or a table with one per domain.  bpr: pairwise ranking, as in the paper;
-    ials: least squares over all pairs; given: vectors made elsewhere.  The other settings are those
-    of bpr."""
+    ials: least squares over all pairs; given: vectors made elsewhere.  auto: a fit takes bpr or
+    ials, whichever gives the better models on validation; one model alone (--only) and a comparison
+    learn by bpr.  The other settings are those of bpr."""
     given: dict[str, GivenConfig] = {}
     """Domain name -> the files, for the domains whose method is given."""
     learning_rate: Positive = 0.1
@@ -142,9 +143,11 @@ class PretrainConfig(_Section):
     """Epochs without a better validation NDCG@10 before training stops."""
 
     def method_of(self, domain: str) -> Method:
-        """How this domain learns alone."""
+        """How this domain learns alone, if a fit has not found out what is better."""
+        if isinstance(self.method, str):
+            return "bpr" if self.method == "auto" else self.method
         # a domain that a control adds has no place in the table
-        return self.method if isinstance(self.method, str) else self.method.get(domain, "bpr")
+        return self.method.get(domain, "bpr")
 
 
 class CatConfig(_Section):

@@ -45,7 +45,7 @@ class Learning:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict[str, Verdict])
     """Domain -> what validation said of its models; empty where nothing was to choose."""
     rounds: tuple[Round, ...] = ()
-    """Of the search for the settings of stage 1 within a time budget; empty without one."""
+    """Of the search for the settings of stage 1; empty where the settings left nothing to find."""
 
     @classmethod
     def of(cls, stages: Models, model: str, tuned: Mapping[str, Tuned], serves: Made) -> "Learning":

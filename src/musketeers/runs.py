@@ -1,6 +1,7 @@
 """From settings to a finished run folder, and from the folder back to what it found."""
 
 import hashlib
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from musketeers import config as configuration
 from musketeers.baselines.linear import Linear
 from musketeers.baselines.popularity import popularity
 from musketeers.budget.clock import Clock, in_seconds
+from musketeers.budget.recipes import methods, recipes
 from musketeers.budget.search import Search
 from musketeers.config import RunConfig
 from musketeers.data import readers
@@ -26,8 +28,8 @@ from musketeers.evaluation.sampled import measure
 from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
 from musketeers.models import registry
-from musketeers.models.model import Fitted, Made, Task
-from musketeers.models.needs import Size, refusal
+from musketeers.models.model import Fitted, Made
+from musketeers.models.needs import FACTORS, Size, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads, libraries_on_one_thread
@@ -44,13 +46,14 @@ from musketeers.results import WITH_HISTORY, Learning, Metrics, RunResult
 from musketeers.run_files import open_run, scorers_of
 from musketeers.run_folder import FolderCheckpoint, RunFolder, check_place
 from musketeers.seeding import Seed
+from musketeers.task import Task
 from musketeers.training import Epoch
 
 STAGED = ("pop", "smf", "cat_art")
 """What a fit measures if it is told no model, beside what it chooses to recommend with."""
 
 _SEARCH = "search"
-"""What an unfinished run remembers the search of its time budget by."""
+"""What an unfinished run remembers its search for a way to learn alone by."""
 
 
 class Watch(Protocol):
@@ -111,16 +114,16 @@ def fit_run(
 ) -> RunResult:
     """Train, measure and save; the finished run.
 
-    What recommends is chosen for each domain by validation (`heads.choice.choose`).  `only` names
+    What recommends is chosen for each domain by validation (`heads.choice.choose`), and how all
+    domains learn alone before, unless the settings say it (``pretrain.method``).  `only` names
     one model (of `models.registry.MODELS`) to train, measure and recommend with instead, with the
     best by validation of `n_tries` settings, the defaults first.  With `resume`, an interrupted run
     of the same settings, data and threads goes on to the same result, and a finished one is given
     back.
 
-    With a `budget`, in seconds or such as ``"5m"``, other ways for the domains to learn alone than
-    the settings' are tried by successive halving (`budget.halving.halve`), as many as the time
-    allows, and the fit takes the best by validation.  The run's `config` then has the settings that
-    were found: a fit by them, without a budget, is bitwise the same.
+    With a `budget`, in seconds or such as ``"5m"``, more ways for the domains to learn alone are
+    tried by successive halving (`budget.halving.halve`), as many as the time allows.  The run's
+    `config` has the settings that were found: a fit by them is bitwise the same.
 
     Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
     that there is not, that would need more memory than there is, or a budget that is not enough.
@@ -135,10 +138,11 @@ def fit_run(
         inputs["tries"] = str(n_tries)
     if clock:
         inputs["budget"] = f"{clock.seconds:g}s"
-    if resume and is_finished(out):
-        clock = None  # nothing is left to search for
-    saved = RunFolder(out).remembered(_SEARCH) if resume and clock else None
-    search = Search.from_json(saved) if saved else _search(clock, config, data, n_threads, watch)
+    search = None
+    if not (resume and is_finished(out)):
+        saved = RunFolder(out).remembered(_SEARCH) if resume else None
+        found = Search.from_json(saved) if saved else None
+        search = found or _search(clock, config, data, measured, n_threads, watch)
     return fit_data(
         config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
         resume=resume, n_threads=n_threads, watch=watch, command=command,
@@ -219,7 +223,7 @@ def fit(
     watch, n_threads = watch or Quiet(), thread_count(threads)
     measured = models_to_measure(only, n_tries, n_domains=len(frames))
     data = Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
-    search = _search(clock, config, data, n_threads, watch)
+    search = _search(clock, config, data, measured, n_threads, watch)
     with libraries_on_one_thread():
         jobs = _Jobs(None, data.splits, watch, n_threads)
         if search:
@@ -336,12 +340,19 @@ def _clock(budget: str | float | None, only: str | None) -> Clock | None:
 
 
 def _search(
-    clock: Clock | None, config: RunConfig, data: Data, n_threads: int, watch: Watch
+    clock: Clock | None,
+    config: RunConfig,
+    data: Data,
+    measured: Sequence[str],
+    n_threads: int,
+    watch: Watch,
 ) -> Search | None:
+    """What is to be tried before a whole fit; None for a fit that says how to learn alone."""
     if clock is None:
-        return None
+        whole = measured == models_to_measure(n_domains=len(data.splits))
+        return Search.without_budget() if whole and config.pretrain.method == "auto" else None
     with libraries_on_one_thread(), watch.stage("estimate", None, samples=0, max_epochs=0):
-        return Search.begin(clock, _task(config, data, n_threads))
+        return Search.within(clock, _task(config, data, n_threads))
 
 
 def _settled(
@@ -353,11 +364,14 @@ def _settled(
     run: RunFolder | None = None,
 ) -> RunConfig:
     """The settings that the search finds; `jobs` go on from what it trained."""
+    task = _task(config, data, jobs.n_threads)
+    whole = Size.of(data.domains, list(data.splits), dim=config.dim)
+    to_try = methods(config)
+    if math.isfinite(search.clock.seconds):
+        to_try = recipes(config, lambda dim: FACTORS(replace(whole, dim=dim)) <= task.max_bytes)
     found = search.run(
-        _task(config, data, jobs.n_threads),
-        Size.of(data.domains, list(data.splits), dim=config.dim),
-        trial=jobs.trial, keep=partial(run.remember, _SEARCH) if run else lambda _: None,
-        say=watch.say,
+        to_try, task, trial=jobs.trial, say=watch.say,
+        keep=partial(run.remember, _SEARCH) if run else lambda _: None,
     )  # fmt: skip
     jobs.go_on_from(found.name)
     return found.of(config)

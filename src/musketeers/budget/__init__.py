@@ -1,1 +1,1 @@
-"""What a time budget buys: other ways to learn alone, tried by successive halving."""
+"""Other ways to learn alone, tried by successive halving, also within a time budget."""

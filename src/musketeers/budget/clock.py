@@ -19,7 +19,7 @@ class Clock:
     """
 
     seconds: float
-    """The budget."""
+    """The budget; infinite where time does not matter."""
     decisions: dict[str, bool] = field(default_factory=dict[str, bool])
     """What was asked -> whether there was time for it."""
     keep: Callable[[], None] = lambda: None
@@ -27,9 +27,14 @@ class Clock:
     start: float = field(default_factory=monotonic)
 
     @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return monotonic() - self.start
+
+    @property
     def left(self) -> float:
         """Seconds until the budget is spent; below 0 after that."""
-        return self.seconds - (monotonic() - self.start)
+        return self.seconds - self.spent
 
     def allows(self, what: str, seconds: float) -> bool:
         """Whether `what`, which is expected to take so long, can still be done."""

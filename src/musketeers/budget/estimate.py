@@ -6,8 +6,8 @@ from typing import Any
 
 from musketeers.config import changed
 from musketeers.heads.ladder import ladder
-from musketeers.models.model import Task
 from musketeers.pipeline import Models, cat_art, exchanged, smf
+from musketeers.task import Task
 from musketeers.training import Epoch
 
 _LOOKS = {"pretrain": 102, "cat": 37, "art": 23}

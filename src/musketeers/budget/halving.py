@@ -18,9 +18,9 @@ from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import Candidates
 from musketeers.heads.ladder import ladder
-from musketeers.models.model import Task
 from musketeers.pipeline import Jobs, exchanged, smf
 from musketeers.pretrain.mf import Pretrained
+from musketeers.task import Task
 
 _LOOKS = 2
 """Looks at validation that a training has in the first round; then twice as many in each."""

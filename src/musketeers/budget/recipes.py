@@ -1,12 +1,12 @@
 """Other ways to learn alone than the settings name: by another method, or with wider vectors."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from musketeers.config import RunConfig, changed
-from musketeers.models.needs import FACTORS, Size
 
-_WIDTHS = (1, 2, 4)
+_WIDER = (2, 4)
 """In units of the settings' dim."""
 
 _METHODS: tuple[Literal["bpr", "ials"], ...] = ("ials", "bpr")
@@ -36,23 +36,26 @@ class Recipe:
 
 
 def own(config: RunConfig) -> Recipe:
-    """The settings' own way."""
+    """The settings' own way; BPR where they leave it to the fit."""
     method = config.pretrain.method
+    if method == "auto":
+        return Recipe("bpr", config.dim)
     return Recipe(method if method in ("bpr", "ials") else None, config.dim)
 
 
-def recipes(config: RunConfig, size: Size, max_bytes: int) -> list[Recipe]:
-    """What to try, the settings' own way first, then from narrow to wide.
+def methods(config: RunConfig) -> list[Recipe]:
+    """The settings' own way, and the other method with vectors as wide."""
+    first = own(config)
+    return [first, *(Recipe(other, config.dim) for other in _METHODS if other != first.method)]
 
-    `size` is of all domains; what needs more than `max_bytes` is left out, but never the first.
-    Where no domain learns, since all bring their vectors, there is nothing else to try.
+
+def recipes(config: RunConfig, fits: Callable[[int], bool]) -> list[Recipe]:
+    """What to try in a time budget: `methods`, then both with wider vectors that fit.
+
+    `fits` tells whether there is memory for vectors of a width.  Where no domain learns, since all
+    bring their vectors, there is nothing else to try.
     """
-    method, first = config.pretrain.method, own(config)
-    others = [Recipe(other, width * config.dim) for width in _WIDTHS for other in _METHODS]
-    return [first] + [
-        recipe
-        for recipe in others
-        if method != "given"
-        and recipe != first
-        and FACTORS(replace(size, dim=recipe.dim)) <= max_bytes
-    ]
+    if config.pretrain.method == "given":
+        return [own(config)]
+    widths = [width * config.dim for width in _WIDER if fits(width * config.dim)]
+    return methods(config) + [Recipe(method, width) for width in widths for method in _METHODS]

@@ -1,16 +1,16 @@
-"""The search for a way to learn alone within a time budget."""
+"""The search for a way to learn alone, within a time budget if there is one."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from musketeers.budget.clock import Clock
 from musketeers.budget.estimate import Costs, estimate
 from musketeers.budget.halving import Round, Trial, halve
-from musketeers.budget.recipes import Recipe, recipes
+from musketeers.budget.recipes import Recipe
 from musketeers.errors import ConfigError
-from musketeers.models.model import Task
-from musketeers.models.needs import Size
+from musketeers.task import Task
 
 Keep = Callable[[Mapping[str, Any]], None]
 """Where a search writes what it has decided and found."""
@@ -18,21 +18,26 @@ Keep = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """What a budget was found to be enough for, and what has been tried since."""
+    """What has been tried, and what there is time for."""
 
     clock: Clock
     costs: Costs
-    """Of a fit by the settings as they are."""
+    """Of a fit by the settings as they are; nothing where time does not matter."""
     rounds: list[Round]
 
     @classmethod
-    def begin(cls, clock: Clock, task: Task) -> "Search":
-        """A search that has tried nothing.
+    def without_budget(cls) -> "Search":
+        """A search that time does not cut short, and that depends on settings and data alone."""
+        return cls(Clock(math.inf), Costs(0.0, 0.0, 0.0, 0.0, 0.0), [])
+
+    @classmethod
+    def within(cls, clock: Clock, task: Task) -> "Search":
+        """A search that a time budget bounds.
 
         Raises `ConfigError` if a fit by the settings as they are would not end in time.
         """
         costs = estimate(task)
-        needed = clock.seconds - clock.left + costs.fit
+        needed = clock.spent + costs.fit
         if needed > clock.seconds:
             raise ConfigError(
                 f"budget is {clock.seconds:g}s, but a fit of these data, on this machine as busy "
@@ -55,7 +60,7 @@ class Search:
         """Plain values."""
         return {
             "seconds": self.clock.seconds,
-            "spent": self.clock.seconds - self.clock.left,
+            "spent": self.clock.spent,
             "decisions": self.clock.decisions,
             "costs": asdict(self.costs),
             "rounds": [asdict(one) for one in self.rounds],
@@ -63,16 +68,16 @@ class Search:
 
     def run(
         self,
+        recipes: Sequence[Recipe],
         task: Task,
-        size: Size,
         *,
         trial: Trial,
         keep: Keep,
         say: Callable[[str], None],
     ) -> Recipe:
-        """The recipe that successive halving leaves (`halving.halve`), or the settings' own.
+        """The recipe that successive halving leaves (`halving.halve`), or the first.
 
-        `size` is of all domains.  `keep` is given `to_json` whenever there is something new, so
+        `keep` is given `to_json` whenever there is something new, so
         that a search that is begun again from there ends with the same.
         """
 
@@ -80,20 +85,20 @@ class Search:
             keep(self.to_json())
             say(in_words(done))
 
-        say(f"budget   a fit takes about {self.costs.fit:.0f} s of {self.clock.seconds:.0f} s")
+        if math.isfinite(self.clock.seconds):
+            say(f"budget   a fit takes about {self.costs.fit:.0f} s of {self.clock.seconds:.0f} s")
         self.clock.keep = lambda: keep(self.to_json())
         found = halve(
-            recipes(task.config, size, task.max_bytes), task, self.clock, self.costs,
-            self.rounds, trial=trial, on_round=on_round,
-        )  # fmt: skip
+            recipes, task, self.clock, self.costs, self.rounds, trial=trial, on_round=on_round
+        )
         say(self._verdict(found))
         return found
 
     def _verdict(self, found: Recipe) -> str:
         if not self.rounds:
-            return f"budget   {found.name}; no other way to learn alone was tried"
+            return f"recipe   {found.name}; no other way to learn alone was tried"
         tried = len(self.rounds[0].valid)
-        return f"budget   {found.name}, the best of {tried} ways to learn alone"
+        return f"recipe   {found.name}, the best of {tried} ways to learn alone"
 
 
 def in_words(done: Round) -> str:

@@ -19,7 +19,7 @@ from musketeers.data.readers import Reading
 from musketeers.data.splits import split
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
-from musketeers.models.model import Made, Task
+from musketeers.models.model import Made, valid_ndcg
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import fitted
@@ -28,6 +28,7 @@ from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
+from musketeers.task import Task
 
 _KIND = "comparison"
 
@@ -110,7 +111,7 @@ def run(plan: Plan, job: Job) -> None:
     about = {
         "domains": list(metrics),
         "metrics": list(next(iter(metrics.values())).values),
-        "valid": task.valid(made),
+        "valid": valid_ndcg(made, task),
         "settings": dict(tuned.best.settings),
         "tries": [asdict(tried) for tried in tuned.tries],
         **_described(made),

@@ -4,29 +4,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from musketeers.baselines.ease import MAX_BYTES
-from musketeers.config import RunConfig
-from musketeers.data.domains import Split
-from musketeers.evaluation.validation import Validation
 from musketeers.heads.choice import Chosen, Verdict
 from musketeers.models.needs import FACTORS, Needs
 from musketeers.models.space import Choice, Range, Space
-from musketeers.pipeline import Jobs
-from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.scorers import Trained
-from musketeers.seeding import Seed
-from musketeers.training import History, Unwatched
+from musketeers.task import Task
+from musketeers.training import History
 
 Sees = Literal["own data", "user embeddings", "all raw data"]
 Settings = Mapping[str, Any]
-
-
-def unwatched(_stage: str, _domain: str | None, _max_epochs: int) -> Unwatched:
-    """`Jobs` that keep nothing and tell nobody."""
-    return Unwatched()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,39 +50,9 @@ Made = Mapping[str, Fitted]
 """By domain."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """What one training gets."""
-
-    splits: Mapping[str, Split]
-    """The domains that it gets to see (`Model.sight`)."""
-    validations: Mapping[str, Validation]
-    config: RunConfig
-    """With the seed of this job; settings that are not tuned stay as they are here."""
-    alone: Mapping[str, Pretrained]
-    """The tuned SMF of every domain, for models that start from it; else empty."""
-    n_threads: int
-    jobs: Jobs = unwatched
-    max_bytes: int = MAX_BYTES
-    """What a training may take, for models that refuse to take more."""
-    target: str | None = None
-    """The domain to train; None for all of `splits`."""
-    given: Mapping[str, Given] = field(default_factory=dict[str, Given])
-    """Vectors made elsewhere, of the domains that bring theirs."""
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The domains to train."""
-        return tuple(self.splits) if self.target is None else (self.target,)
-
-    @property
-    def seed(self) -> Seed:
-        """The root of all random streams of the job."""
-        return Seed(self.config.seed)
-
-    def valid(self, made: Made) -> dict[str, float]:
-        """Validation NDCG@10 of each domain."""
-        return {name: self.validations[name].ndcg(one.scorer) for name, one in made.items()}
+def valid_ndcg(made: Made, task: Task) -> dict[str, float]:
+    """Validation NDCG@10 of each domain."""
+    return {name: task.validations[name].ndcg(one.scorer) for name, one in made.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

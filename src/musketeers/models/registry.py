@@ -1,6 +1,7 @@
 """Every model there is: what it sees, how it is trained, what is tuned."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -24,13 +25,15 @@ from musketeers.baselines.linear import Linear
 from musketeers.baselines.mpf import MpfSettings, mpf
 from musketeers.baselines.node2vec import Node2vecSettings
 from musketeers.baselines.popularity import popularity
+from musketeers.budget.recipes import methods
+from musketeers.budget.search import Search
 from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig, changed
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.ials import IalsHeadSettings, ials_head
 from musketeers.heads.linear import LinearSettings, linear
-from musketeers.models.model import Fitted, Made, Model, Sees, Settings, Task
+from musketeers.models.model import Fitted, Made, Model, Sees, Settings
 from musketeers.models.needs import (
     FACTORS,
     MOST_NEIGHBORS,
@@ -43,12 +46,13 @@ from musketeers.models.needs import (
     widened_squares,
 )
 from musketeers.models.space import Choice, Range, Space
-from musketeers.pipeline import Models, art, choices, exchanged, served_with, smf
+from musketeers.pipeline import Jobs, Models, art, choices, exchanged, served_with, smf
 from musketeers.pretrain.ials import Ials, IalsSettings, ials
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.scorers import Trained
+from musketeers.task import Task
 from musketeers.training import History
 
 # 1. Models of one domain
@@ -320,12 +324,35 @@ def _ials_head(task: Task, settings: Settings) -> Made:
 
 
 def _chosen(task: Task, _: Settings) -> Made:
+    task = _as_a_fit_learns(task)
     _shared, aligned, transferred = _stages(task, task.config)
     found = choices(
         task.splits, Models(task.alone, aligned, transferred), task.config, task.jobs,
         n_threads=task.n_threads, max_bytes=task.max_bytes,
     )  # fmt: skip
     return {name: Fitted.of(made) for name, made in found.items()}
+
+
+def _as_a_fit_learns(task: Task) -> Task:
+    """The task by the settings that a fit finds, and what the domains learn by these alone."""
+    if task.config.pretrain.method != "auto":
+        return task
+
+    def ignore(_: object) -> None:
+        pass
+
+    @contextmanager
+    def trial(name: str, _max_epochs: int) -> Generator[Jobs]:
+        yield lambda _stage, domain, max_epochs: task.jobs(name, domain, max_epochs)
+
+    to_try = methods(task.config)
+    found = Search.without_budget().run(to_try, task, trial=trial, keep=ignore, say=ignore)
+    config = found.of(task.config)
+    if found == to_try[0]:
+        return replace(task, config=config)
+    with trial(found.name, config.pretrain.max_epochs) as jobs:
+        alone = smf(task.splits, config, jobs, n_threads=task.n_threads)
+    return replace(task, config=config, alone=alone)
 
 
 # 4. What is tuned

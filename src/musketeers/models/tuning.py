@@ -7,9 +7,10 @@ from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from musketeers.errors import MissingExtraError, MusketeersError
-from musketeers.models.model import Model, Settings, Task
+from musketeers.models.model import Model, Settings, valid_ndcg
 from musketeers.models.space import Choice, Range, Space
 from musketeers.seeding import Seed
+from musketeers.task import Task
 
 Fit = TypeVar("Fit")
 
@@ -49,7 +50,7 @@ def fitted(
     """
     return tune(
         lambda settings: model.fit(task, settings),
-        lambda made: fmean(task.valid(made).values()),
+        lambda made: fmean(valid_ndcg(made, task).values()),
         model.space,
         n_tries=n_tries,
         seed=task.seed.child("tuning", name, task.target or "all"),

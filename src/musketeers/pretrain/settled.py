@@ -43,7 +43,8 @@ def settled(
     users, items = factors.users.copy(), factors.items
     users[~known] = users[known].mean(axis=0)
     lengths = [np.linalg.norm(table, axis=1).mean() for table in (users[known], items)]
-    balance = np.sqrt(lengths[1] / lengths[0])
+    # a regularisation that is far too strong leaves vectors of 0, which no factor changes
+    balance = np.sqrt(lengths[1] / lengths[0]) if all(lengths) else 1.0
     root = np.sqrt(_scale(users, items, split, seed))
     users *= np.float32(root * balance)
     items = items * np.float32(root / balance)

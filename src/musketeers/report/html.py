@@ -61,7 +61,7 @@ def render(result: RunResult) -> str:
     parts = (
         section("Comparison", _comparison(result.metrics, differences)),
         section("What was chosen", _choice(result.learning.verdicts)),
-        section("What the time budget found", _budget(result)),
+        section("How the domains learn alone", _rounds(result)),
         section("Cold users", _cold(result)),
         section("What changed", _changes(result)),
         section("Learning curves", _curves(result.learning)),
@@ -208,7 +208,7 @@ def _sides(found: Verdict) -> list[str]:
     ]  # fmt: skip
 
 
-def _budget(result: RunResult) -> str:
+def _rounds(result: RunResult) -> str:
     """A recipe a row, as far as it went on; the one that the fit took is marked."""
     rounds, taken = result.learning.rounds, own(result.config).name
     if not rounds:
@@ -222,7 +222,7 @@ def _budget(result: RunResult) -> str:
         for recipe in rounds[0].valid
     ]
     note = (
-        '<p class="soft">Ways for the domains to learn alone, by method and width of the vectors. '
+        '<p class="soft">Recipes for all domains to learn alone, by method and width of vectors. '
         "Each is valued by NDCG@10 on validation, mean over the domains, of the best that its "
         "vectors, the linear head told with them, and blends of the two reach, while no training "
         "has more looks at validation than the column says; the better half goes on.</p>"
