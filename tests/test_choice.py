@@ -1,5 +1,7 @@
 """Blends, the gate's test, and which model a domain gets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -8,6 +10,7 @@ from test_ease import only, pairs
 from musketeers.baselines.ease import EaseSettings, ease
 from musketeers.baselines.linear import Linear
 from musketeers.baselines.popularity import popularity
+from musketeers.config import ChoiceConfig
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
@@ -18,11 +21,13 @@ from musketeers.heads.blend import (
     equal_weight,
     reblended,
     with_history,
+    with_inputs,
     without_inputs,
 )
 from musketeers.heads.candidates import LEVEL, p_of_best
 from musketeers.heads.choice import choose
 from musketeers.heads.cold import cold_linear
+from musketeers.heads.gate import Gated, groups
 from musketeers.pretrain.ials import IalsSettings, ials
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
@@ -154,10 +159,11 @@ def forgotten(factors):
     return Factors(np.repeat(mean, len(factors.users), axis=0), factors.items)
 
 
-def film(validation, shared, factors, *, seed=0, max_bytes=2**30):
+def film(validation, shared, factors, *, seed=0, max_bytes=2**30, aligned=None, **config):
     return choose(
-        "film", validation, shared, alone=factors, transferred=factors, hidden=forgotten(factors),
-        seed=Seed(seed), job=Unwatched(), max_bytes=max_bytes,
+        "film", validation, shared, alone=factors, aligned=aligned, transferred=factors,
+        hidden=forgotten(factors), config=ChoiceConfig(**config), seed=Seed(seed), job=Unwatched(),
+        max_bytes=max_bytes,
     )  # fmt: skip
 
 
@@ -315,14 +321,17 @@ def test_a_domain_without_others_gets_the_best_of_its_own(world):
         validation,
         alone,
         alone=factors,
+        aligned=None,
         transferred=None,
         hidden=None,
+        config=ChoiceConfig(gate="activity", global_embedding=True),
         seed=Seed(0),
         job=Unwatched(),
         max_bytes=2**30,
     )
     assert {name.split("(")[0] for name in made.tried} == {"smf", "ease"}
     assert made.verdict.told is None
+    assert made.verdict.groups == ()
     assert not made.verdict.transfers
     assert np.isnan(made.verdict.gain)
     assert made.verdict.chosen.valid == max(made.tried.values()) == validation.ndcg(made.scorer)
@@ -332,3 +341,155 @@ def test_the_same_again(world):
     one, two = film(*world), film(*world)
     assert (one.verdict, one.tried) == (two.verdict, two.tried)
     assert one.scorer.weights.tobytes() == two.scorer.weights.tobytes()
+
+
+# --- a gate for each group of users
+
+
+@pytest.fixture(scope="module")
+def uneven(world):
+    """The same, but of most users' pairs some were never seen."""
+    validation, shared, factors = world
+    split = validation.split
+    chances = np.repeat(Seed(7).numpy().random(split.train.n_users), split.train.counts())
+    keep = Seed(8).numpy().random(len(split.train)) < 0.3 + 0.7 * chances
+    kept = replace(split, train=split.train.only(keep))
+    known = shared.known.copy()
+    known[::3, shared.index("tv")] = False
+    told = UserEmbeddings(shared.domains, shared.values * known[:, :, None], known, shared.lengths)
+    return replace(validation, split=kept), told, factors
+
+
+def half_mixed(world, mixed):
+    """What is shared, but of the users that `mixed` marks, who then are not who they seem."""
+    validation, shared, factors = world
+    rows = np.arange(len(shared.values))
+    rows[mixed] = Seed(1).numpy().permutation(rows[mixed])
+    told = UserEmbeddings(shared.domains, shared.values[rows], shared.known[rows], shared.lengths)
+    return validation, told, factors
+
+
+def test_groups_are_thirds_of_activity_or_how_many_domains_know_a_user(uneven):
+    validation, shared, _ = uneven
+    counts = validation.split.train.counts()
+    found = groups("activity", validation, shared)
+    assert len(found.names) == 3
+    sizes = np.bincount(found.of[validation.users])
+    assert sizes.sum() == len(validation.users)
+    assert sizes.min() > len(validation.users) / 5
+    bounds = [counts[validation.users][found.of[validation.users] == n] for n in range(3)]
+    assert bounds[0].max() < bounds[1].min() <= bounds[1].max() < bounds[2].min()
+    low, high = bounds[1].min(), bounds[2].min()
+    assert found.names == (
+        f"{bounds[0].min()}..{low - 1} pairs", f"{low}..{high - 1} pairs", f"{high} or more pairs",
+    )  # fmt: skip
+    by_domains = groups("domains", validation, shared)
+    assert by_domains.names == ("1 known domains", "2 or more known domains")
+    assert (by_domains.of == shared.known.all(axis=1)).all()
+    assert groups("domain", validation, shared).names == ("all",)
+
+
+def test_users_who_did_equally_much_are_one_group():
+    validation = Validation.of(
+        planted(("tv",), Seed(0), n_users=50, n_items=30).splits["tv"], Seed(0), n_threads=1
+    )
+    same = np.full((50, 1, 2), 1, np.float32)
+    shared = UserEmbeddings(("tv",), same, np.ones((50, 1), np.bool_), np.ones(1, np.float32))
+    assert groups("domains", validation, shared).names == ("1 or more known domains",)
+
+
+def test_each_group_gets_what_is_surely_better_for_it(uneven):
+    validation = uneven[0]
+    active = groups("activity", validation, uneven[1]).of == 2
+    told_wrong = half_mixed(uneven, active)
+    made = film(*told_wrong, gate="activity")
+    few, _, many = made.verdict.groups
+    assert few.takes
+    assert not many.takes
+    assert few.gain > many.gain
+    assert all(one.takes == (one.p < LEVEL / 3) for one in made.verdict.groups)
+    assert sum(one.users for one in made.verdict.groups) == len(validation.users)
+    assert isinstance(made.scorer, Gated)
+    assert made.verdict.transfers
+    known = validation.split.train.known_users()
+    assert not made.scorer.takes[active & known].any()
+    assert made.scorer.takes[~known].all()
+    values, of = validation.by_user(made.scorer), made.scorer.takes[validation.users]
+    told, own = (validation.by_user(side) for side in (made.scorer.told, made.scorer.own))
+    np.testing.assert_array_equal(values, np.where(of, told, own))
+    # over all users together the gate is one
+    whole = film(*told_wrong)
+    assert whole.verdict.groups == ()
+    assert not isinstance(whole.scorer, Gated)
+
+
+def test_where_all_groups_agree_there_is_one_model(uneven):
+    validation, shared, factors = uneven
+    told = film(*uneven, gate="domains")
+    order = Seed(3).numpy().permutation(len(shared.values))
+    mixed = UserEmbeddings(
+        shared.domains, shared.values[order], shared.known[order], shared.lengths
+    )
+    own = film(validation, mixed, factors, gate="activity")
+    for made in (told, own):
+        takes = {one.takes for one in made.verdict.groups}
+        assert isinstance(made.scorer, Gated) == (len(takes) == 2)
+        assert made.verdict.transfers == (True in takes)
+    assert not any(one.takes for one in own.verdict.groups)
+
+
+def test_behind_a_gate_scores_are_those_of_each_side():
+    sides = (ease(only(pairs(40, 7, entropy=1)), EaseSettings(5.0)), vectors())
+    takes = Seed(0).numpy().random(40) < 0.5
+    gated = Gated(*sides, takes)
+    everything = np.tile(np.arange(7), (40, 1))
+    for rows in (USERS, USERS[::-1], USERS[takes], USERS[:0]):
+        for of in ("score", "error"):
+            found, (told, own) = (
+                getattr(gated, of)(rows), [getattr(side, of)(rows) for side in sides],
+            )  # fmt: skip
+            wanted = [told[n] if takes[row] else own[n] for n, row in enumerate(rows)]
+            assert found.tolist() == [np.asarray(one).tolist() for one in wanted]
+        exact = gated.exact(rows, everything[rows])
+        for n, row in enumerate(rows):
+            side = sides[0] if takes[row] else sides[1]
+            assert (exact[n] == side.exact(rows[n : n + 1], everything[:1])[0]).all()
+
+
+# --- the global embedding beside the others'
+
+
+def test_heads_can_be_told_the_global_embedding_too(world):
+    validation, shared, factors = world
+    taste = shared.values[:, shared.index("tv")]
+    # what tv says comes in by the global embedding alone
+    silent = shared.hidden("tv")
+    without = film(validation, silent, factors, aligned=taste)
+    told = film(validation, silent, factors, aligned=taste, global_embedding=True)
+    assert told.verdict.transfers
+    assert told.verdict.told.valid > 1.05 * without.verdict.told.valid
+    assert told.verdict.told.source_weight > 0
+    _, n_domains, dim = shared.values.shape
+    width = told.scorer.inputs.shape[1] - validation.split.train.n_items
+    blended = "cat_art" in told.verdict.told.kind
+    assert width == n_domains * dim + blended * factors.users.shape[1]
+
+
+def test_the_global_embedding_is_of_those_whom_any_domain_knows(world):
+    _, shared, _ = world
+    found = shared.hidden("film").beside("global embedding", np.ones_like(shared.values[:, 0]))
+    assert found.domains == (*shared.domains, "global embedding")
+    anywhere = shared.known[:, shared.index("tv")]
+    assert (found.known[:, -1] == anywhere).all()
+    assert (found.values[:, -1] == anywhere[:, None]).all()
+
+
+def test_inputs_can_be_replaced():
+    made = blend(ease(only(pairs(40, 7, entropy=1)), EaseSettings(5.0)), vectors(), 0.3)
+    values = Seed(5).numpy().standard_normal((40, 2)).astype(np.float32)
+    for model, table in ((made, made.inputs.toarray()), (vectors(), vectors().users)):
+        found = with_inputs(model, 1, values)
+        after = found.inputs.toarray() if isinstance(found, Linear) else found.users
+        wanted = table.copy()
+        wanted[:, 1:3] = values
+        np.testing.assert_array_equal(after, wanted)

@@ -201,6 +201,17 @@ class ArtConfig(_Section):
         return self
 
 
+class ChoiceConfig(_Section):
+    """What recommends in each domain: what there is to choose from, and for whom it is chosen."""
+
+    global_embedding: bool = False
+    """Whether the heads are told CAT's shared embedding beside the other domains' own."""
+    gate: Literal["domain", "activity", "domains"] = "domain"
+    """Who is told of others where that is surely better, all others by the domain's own model.
+    domain: all its users or none; activity: each third of its users by how much they did; domains:
+    users by how many domains know them."""
+
+
 class RunConfig(_Section):
     """A whole run, as one TOML file."""
 
@@ -212,6 +223,7 @@ class RunConfig(_Section):
     pretrain: PretrainConfig = PretrainConfig()
     cat: CatConfig = CatConfig()
     art: ArtConfig = ArtConfig()
+    choice: ChoiceConfig = ChoiceConfig()
 
     @model_validator(mode="after")
     def _every_domain_has_a_stage_1(self) -> Self:

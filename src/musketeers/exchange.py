@@ -56,6 +56,16 @@ class UserEmbeddings:
         names = tuple(self.domains[i] for i in keep)
         return UserEmbeddings(names, self.values[:, keep], self.known[:, keep], self.lengths[keep])
 
+    def beside(self, name: str, values: Float32[np.ndarray, "user dim"]) -> "UserEmbeddings":
+        """One source more, which knows everybody whom any domain knows."""
+        anywhere = np.logical_or.reduce(self.known, axis=1)
+        return UserEmbeddings(
+            (*self.domains, name),
+            np.concatenate([self.values, (values * anywhere[:, None])[:, None]], axis=1),
+            np.concatenate([self.known, anywhere[:, None]], axis=1),
+            np.append(self.lengths, np.float32(1)),
+        )
+
     def hidden(self, *domains: str) -> "UserEmbeddings":
         """The same domains, but those, or all if none is named, knowing nobody.
 

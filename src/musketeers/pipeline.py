@@ -134,9 +134,10 @@ def choices(
         job, told = jobs("choice", name, 0), made.transferred.get(name)
         found[name] = choose(
             name, looked_at[name], shared, alone=made.alone[name].factors,
+            aligned=made.aligned.users if made.aligned else None,
             transferred=told.factors if told else None,
             hidden=new_here(name, split, made, shared, config) if told else None,
-            seed=seed.child("choice", name), job=job, max_bytes=max_bytes,
+            config=config.choice, seed=seed.child("choice", name), job=job, max_bytes=max_bytes,
         )  # fmt: skip
     return found
 

@@ -40,7 +40,7 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
 from musketeers.heads.candidates import Candidate
-from musketeers.heads.choice import Verdict
+from musketeers.heads.choice import GroupVerdict, Verdict
 from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
 from musketeers.pretrain.mf import Pretrained
@@ -324,4 +324,5 @@ def _load_learning(path: Path, stages: Models) -> Learning:
 
 def _verdict(found: dict[str, Any]) -> Verdict:
     told, cold = (Candidate(**found[n]) if found[n] else None for n in ("told", "cold"))
-    return Verdict(Candidate(**found["own"]), told, found["p"], cold, found["popular"])
+    groups = tuple(GroupVerdict(**one) for one in found.get("groups", ()))
+    return Verdict(Candidate(**found["own"]), told, found["p"], cold, found["popular"], groups)

@@ -1,14 +1,16 @@
 """What every model trains, as plain arrays and back, for saving."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from musketeers.baselines.linear import Linear, shape
+from musketeers.heads.gate import Gated, Model
 from musketeers.ranking import Factors
 
-Trained = Factors | Linear
+Trained = Factors | Linear | Gated
 """The `Scorer` of a trained model, whichever it is."""
 
 Layout = Mapping[str, tuple[type[np.generic], int]]
@@ -28,10 +30,18 @@ _DENSE: Layout = {**_csr("inputs"), "weights": (np.float32, 2)}
 _SPARSE: Layout = {**_csr("inputs"), **_csr("weights")}
 
 
+_TAKES, _SIDES = "takes", ("told", "own")
+"""Of a gate."""
+
+
 def arrays(scorer: Trained) -> dict[str, np.ndarray]:
     """All that `scorer_of` needs; most of them live memory of the scorer."""
     if isinstance(scorer, Factors):
         return {"users": scorer.users, "items": scorer.items}
+    if isinstance(scorer, Gated):
+        sides = {"told": arrays(scorer.told), "own": arrays(scorer.own)}
+        parts = {_part(side, n): array for side, of in sides.items() for n, array in of.items()}
+        return {_TAKES: scorer.takes, **parts}
     weights = scorer.weights
     kept = {"weights": weights} if isinstance(weights, np.ndarray) else _parts("weights", weights)
     return {**_parts("inputs", scorer.inputs), **kept}
@@ -41,6 +51,11 @@ def scorer_of(arrays: Mapping[str, np.ndarray], *, n_items: int) -> Trained:
     """The scorer of arrays without `fault`; its scores are bitwise those of the one they are of."""
     if "users" in arrays:
         return Factors(arrays["users"], arrays["items"])
+    if _TAKES in arrays:
+        told, own = (
+            cast(Model, scorer_of(_side(side, arrays), n_items=n_items)) for side in _SIDES
+        )
+        return Gated(told, own, arrays[_TAKES])
     weights = arrays.get("weights")
     if weights is None:
         weights = _matrix("weights", arrays, n_columns=n_items)
@@ -49,6 +64,13 @@ def scorer_of(arrays: Mapping[str, np.ndarray], *, n_items: int) -> Trained:
 
 def layout(names: Mapping[str, object]) -> Layout:
     """What the arrays among which these are should be."""
+    if _TAKES in names:
+        parts = {
+            _part(side, name): kind
+            for side in _SIDES
+            for name, kind in layout(_side(side, names)).items()
+        }
+        return {_TAKES: (np.bool_, 1), **parts}
     if "weights" in names:
         return _DENSE
     return _SPARSE if "weights_values" in names else _FACTORS
@@ -66,6 +88,10 @@ def layout_fault(arrays: Mapping[str, np.ndarray], wanted: Layout) -> str | None
 
 def fault(arrays: Mapping[str, np.ndarray], *, n_users: int, n_items: int) -> str | None:
     """What keeps arrays of the right types from being a scorer of so many users and items."""
+    if _TAKES in arrays:
+        sides = (fault(_side(side, arrays), n_users=n_users, n_items=n_items) for side in _SIDES)
+        found = next((odd for odd in sides if odd), None)
+        return found or _count_fault("marks of a gate", len(arrays[_TAKES]), "users", n_users)
     if "users" in arrays:
         users, items = arrays["users"], arrays["items"]
         if users.shape[1] != items.shape[1]:
@@ -99,6 +125,16 @@ def csr_fault(indptr: np.ndarray, columns: np.ndarray, *, n_columns: int) -> str
         row = int(np.searchsorted(indptr, falls[inside][0], side="right")) - 1
         return f"of row {row} do not ascend"
     return None
+
+
+def _part(side: str, name: str) -> str:
+    return f"{side}/{name}"
+
+
+def _side(side: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of one of a gate's models."""
+    start = _part(side, "")
+    return {n.removeprefix(start): array for n, array in arrays.items() if n.startswith(start)}
 
 
 def _parts(name: str, matrix: csr_array) -> dict[str, np.ndarray]:

@@ -21,8 +21,9 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError, UnknownNameError
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.evaluation.metrics import hits_of, ndcg
-from musketeers.heads.blend import reblended, without_inputs
+from musketeers.heads.blend import reblended, with_inputs, without_inputs
 from musketeers.heads.candidates import Candidate
+from musketeers.heads.gate import Gated, Model
 from musketeers.models.registry import MODELS
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.pipeline import exchanged, new_here, served_with
@@ -91,9 +92,10 @@ class Explainer:
         for n, row in enumerate(rows.tolist()):
             strategy = STRATEGIES[strategies[n]]
             user = {"user_id": served.users.values[row], "strategy": strategy}
-            if strategy not in told:
+            is_told = strategy in told and self._passes(row, strategy)
+            if not is_told:
                 found.append(user)
-            for source in self.hidden if strategy in told else ():
+            for source in self.hidden if is_told else ():
                 change = self._change(whole.items[n], less[source][n])
                 gain = self._gain(row, source) if strategy == _PERSONALISED else None
                 asked = self._asked(row, source, told[strategy])
@@ -105,6 +107,13 @@ class Explainer:
             "leaves": items, "enters": items, "gain": pl.Float64,
         }  # fmt: skip
         return pl.DataFrame(found, schema=schema)
+
+    def _passes(self, row: int, strategy: str) -> bool:
+        """Whether the user is on the told side of a gate, if there is one."""
+        scorer = self.run.recommender.model(self.domain).scorer
+        if strategy == _PERSONALISED and isinstance(scorer, Gated):
+            return bool(scorer.takes[row])
+        return True
 
     def _change(
         self, whole: Int32[np.ndarray, " k"], less: Int32[np.ndarray, " k"]
@@ -262,6 +271,9 @@ def _retold(
     run: RunResult, domain: str, strategy: str, model: Trained, sources: Sequence[str]
 ) -> Trained:
     """The model of that strategy's users, with the sources hidden from it."""
+    if isinstance(model, Gated):
+        told = _retold(run, domain, strategy, model.told, sources)
+        return replace(model, told=cast(Model, told))
     served = _told(run, domain).get(strategy)
     parts = served.kind.split("+") if served else ()
     if "linear" in parts or "ials_head" in parts:
@@ -271,6 +283,13 @@ def _retold(
         for source in sources:
             start = own + dim * _others(run, domain).index(source)
             model = without_inputs(model, slice(start, start + dim))
+        aligned = run.stages.aligned
+        if sources and strategy == _PERSONALISED and run.config.choice.global_embedding and aligned:
+            shared = exchanged(run.splits, run.stages.alone).hidden(*sources)
+            known = shared.known.any(axis=1, keepdims=True)
+            start = own + dim * len(_others(run, domain))
+            told = np.float32(served.source_weight if served else 0) * known * aligned.of(shared)
+            model = with_inputs(model, start, told)
     if served and "cat_art" in parts:
         everything = exchanged(run.splits, run.stages.alone)
         shared = everything.hidden(*sources) if sources else everything

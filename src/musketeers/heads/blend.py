@@ -1,7 +1,7 @@
 """Two models of a domain as one: their scores added up."""
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from scipy.sparse import csr_array, hstack
 
 from musketeers.baselines.linear import Linear, history, shape
@@ -55,6 +55,19 @@ def without_inputs(model: Linear | Factors, columns: slice) -> Linear | Factors:
     inputs = model.inputs.copy()
     inputs.data *= kept[inputs.indices]
     return Linear(inputs, model.weights, model.largest)
+
+
+def with_inputs(
+    model: Linear | Factors, start: int, values: Float32[np.ndarray, "user column"]
+) -> Linear | Factors:
+    """The same trained model, told these values in place of as many columns from `start` on."""
+    stop = start + values.shape[1]
+    if isinstance(model, Factors):
+        return Factors(
+            np.hstack([model.users[:, :start], values, model.users[:, stop:]]), model.items
+        )
+    parts = [model.inputs[:, :start], csr_array(values), model.inputs[:, stop:]]
+    return Linear(csr_array(hstack(parts)), model.weights, model.largest)
 
 
 def equal_weight(first: Scorer, second: Scorer, users: Int64[np.ndarray, " user"]) -> float:

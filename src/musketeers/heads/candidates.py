@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from musketeers.baselines.linear import Linear
 from musketeers.evaluation.validation import Validation
@@ -36,6 +36,8 @@ class Candidate:
     """Validation NDCG@10."""
     weight: float | None = None
     """What the second model's scores are multiplied by; None for a model that is no blend."""
+    source_weight: float = 0.0
+    """What the others' embeddings are multiplied by in a head."""
 
 
 class Candidates:
@@ -47,11 +49,18 @@ class Candidates:
         self._kept: dict[str, tuple[Candidate, Linear | Factors]] = {}
 
     def enter(
-        self, kind: str, name: str, model: Linear | Factors, weight: float | None = None
+        self,
+        kind: str,
+        name: str,
+        model: Linear | Factors,
+        *,
+        weight: float | None = None,
+        source_weight: float = 0.0,
     ) -> float:
         """Its mean; among equal models of a kind the first stays the best."""
         self._values[name] = self._validation.by_user(model)
-        entered = Candidate(kind, name, float(self._values[name].mean()), weight)
+        valid = float(self._values[name].mean())
+        entered = Candidate(kind, name, valid, weight, source_weight)
         if kind not in self._kept or entered.valid > self._kept[kind][0].valid:
             self._kept[kind] = entered, model
         return entered.valid
@@ -65,7 +74,10 @@ class Candidates:
         equal = equal_weight(one, other, self._validation.users[:_SPREAD_USERS])
         for share in _SHARES:
             weight, name = share * equal, f"{start.name} + {share:g} {second}"
-            self.enter(f"{first}+{second}", name, blend(one, other, weight), weight)
+            self.enter(
+                f"{first}+{second}", name, blend(one, other, weight),
+                weight=weight, source_weight=start.source_weight,
+            )  # fmt: skip
 
     @property
     def best(self) -> Candidate:
@@ -82,9 +94,16 @@ class Candidates:
         """Name -> NDCG@10 of each validation user."""
         return self._values
 
-    def p_over(self, reference: Float64[np.ndarray, " user"], seed: Seed) -> float:
-        """`p_of_best` of the candidates' gains over what each user had."""
-        return p_of_best(np.stack(list(self._values.values())) - reference, seed)
+    def p_over(
+        self,
+        reference: Float64[np.ndarray, " user"],
+        seed: Seed,
+        *,
+        among: Bool[np.ndarray, " user"] | None = None,
+    ) -> float:
+        """`p_of_best` of the candidates' gains over what each user, or some of them, had."""
+        gains = np.stack(list(self._values.values())) - reference
+        return p_of_best(gains if among is None else gains[:, among], seed)
 
 
 def p_of_best(gains: Float64[np.ndarray, "candidate user"], seed: Seed) -> float:

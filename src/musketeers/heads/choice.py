@@ -5,18 +5,41 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float32
+
 from musketeers.baselines.linear import Linear
+from musketeers.config import ChoiceConfig
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import LEVEL, Candidate, Candidates
 from musketeers.heads.cold import choose_cold
+from musketeers.heads.gate import Gated, Groups, groups
 from musketeers.heads.ladder import SOURCE_WEIGHTS, Ladder, ladder
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import Epoch, Job
 
+GLOBAL = "global embedding"
+"""CAT's, as a source beside the other domains."""
+
 _STEP = 3.0
 """Between neighbouring regularisations."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupVerdict:
+    """What validation said of one group of users (`heads.gate.groups`)."""
+
+    name: str
+    users: int
+    """Of validation."""
+    gain: float
+    """Of the domain's best told model over its best own one, relative; NaN if that has nothing."""
+    p: float
+    """See `Verdict.p`, for these users."""
+    takes: bool
+    """Whether they are told of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +57,8 @@ class Verdict:
     histories hidden; None where nothing is surely better than what is popular."""
     popular: float | None = None
     """Validation NDCG@10 of popularity for the same users; None where there are no such users."""
+    groups: tuple[GroupVerdict, ...] = ()
+    """Where each group of users has a gate of its own."""
 
     @property
     def chosen(self) -> Candidate:
@@ -42,8 +67,8 @@ class Verdict:
 
     @property
     def transfers(self) -> bool:
-        """Whether the domain is told of others."""
-        return self.p < LEVEL
+        """Whether the domain, or any group of its users, is told of others."""
+        return any(one.takes for one in self.groups) if self.groups else self.p < LEVEL
 
     @property
     def gain(self) -> float:
@@ -55,7 +80,7 @@ class Verdict:
 class Chosen:
     """The models of one domain, and what else there was to choose from."""
 
-    scorer: Linear | Factors
+    scorer: Linear | Factors | Gated
     cold: Factors | None
     """Scores users without a history here whom other domains know, whatever `scorer` is."""
     verdict: Verdict
@@ -69,8 +94,10 @@ def choose(
     shared: UserEmbeddings,
     *,
     alone: Factors,
+    aligned: Float32[np.ndarray, "user dim"] | None,
     transferred: Factors | None,
     hidden: Factors | None,
+    config: ChoiceConfig,
     seed: Seed,
     job: Job,
     max_bytes: int,
@@ -86,6 +113,10 @@ def choose(
     CAT-ART as it serves them).  A domain without others, for which both are None, gets the best of
     its own.
 
+    With ``config.global_embedding`` the heads are told the `aligned` embedding too; with another
+    ``config.gate`` than the domain each group of users is given the best told model or the best own
+    one by a test of its own, at a risk of `LEVEL` divided by the number of groups.
+
     Where linear models take too much memory or work, the iALS head, told and untold, takes their
     place; where that too takes more, SMF and CAT-ART are all there is (`heads.ladder`).  The search
     ends before it takes more.
@@ -95,13 +126,18 @@ def choose(
     told = Candidates(validation) if transferred else None
     if told and transferred:
         told.enter("cat_art", "cat_art", transferred)
-    _, n_domains, dim = shared.values.shape
-    if models := ladder(target, validation, n_domains=n_domains, dim=dim, max_bytes=max_bytes):
-        _search(models, shared, own, told, job)
+    sources = shared
+    if config.global_embedding and aligned is not None:
+        sources = shared.beside(GLOBAL, aligned)
+    _, n_sources, dim = sources.values.shape
+    if models := ladder(target, validation, n_domains=n_sources, dim=dim, max_bytes=max_bytes):
+        _search(models, sources, own, told, job)
         own.enter_blends(models.own, "smf")
         if told:
             told.enter_blends(models.told, "cat_art")
     p = told.p_over(own.values[own.best.name], seed) if told else 1.0
+    grouped = groups(config.gate, validation, shared)
+    by_group = _by_group(grouped, own, told, validation, seed) if told else ()
     cold = (
         choose_cold(
             target, validation, shared, hidden, seed=seed.child("cold"), max_bytes=max_bytes
@@ -111,15 +147,38 @@ def choose(
     )
     verdict = Verdict(
         own.best, told.best if told else None, p,
-        cold.best if cold else None, cold.popular if cold else None,
+        cold.best if cold else None, cold.popular if cold else None, by_group,
     )  # fmt: skip
     tried = {**own.values, **(told.values if told else {})}
+    scorer = (told if told and verdict.transfers else own).model
+    if told and len({one.takes for one in by_group}) > 1:
+        # whom the domain does not know can only be served by what others tell
+        takes = np.array([one.takes for one in by_group])[grouped.of]
+        scorer = Gated(told.model, own.model, takes | ~validation.split.train.known_users())
     return Chosen(
-        (told if told and verdict.transfers else own).model,
+        scorer,
         cold.scorer if cold else None,
         verdict,
         {name: float(values.mean()) for name, values in tried.items()},
     )
+
+
+def _by_group(
+    grouped: Groups, own: Candidates, told: Candidates, validation: Validation, seed: Seed
+) -> tuple[GroupVerdict, ...]:
+    """One verdict a group; none where all users are one group."""
+    if len(grouped.names) < 2:
+        return ()
+    found: list[GroupVerdict] = []
+    before, after = own.values[own.best.name], told.values[told.best.name]
+    for place, name in enumerate(grouped.names):
+        among = grouped.of[validation.users] == place
+        mean = float(before[among].mean())
+        gain = float(after[among].mean()) / mean - 1 if mean else math.nan
+        p = told.p_over(before, seed.child("group", name), among=among)
+        takes = p < LEVEL / len(grouped.names)
+        found.append(GroupVerdict(name, int(among.sum()), gain, p, takes))
+    return tuple(found)
 
 
 def _search(
@@ -140,7 +199,10 @@ def _search(
         if told:
             heads = [
                 told.enter(
-                    ladder.told, f"{ladder.told}({strength:.3g}, {weight:g})", by_weight(weight)
+                    ladder.told,
+                    f"{ladder.told}({strength:.3g}, {weight:g})",
+                    by_weight(weight),
+                    source_weight=weight,
                 )
                 for weight in SOURCE_WEIGHTS
             ]

@@ -18,6 +18,7 @@ $$u = \Bigl(\sum_H d_i d_i^\top + (|H| + 2n) C + \lambda I\Bigr)^{-1}
 """
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -27,6 +28,7 @@ from scipy.sparse import csr_array
 from musketeers.baselines.linear import Linear
 from musketeers.data.interactions import Interactions
 from musketeers.heads.blend import with_history
+from musketeers.heads.gate import Gated, Model
 from musketeers.ranking import Factors
 
 HOLD = 30
@@ -39,19 +41,26 @@ _TYPICAL = 1000
 
 
 def fold_in(
-    model: Linear | Factors,
+    model: Linear | Factors | Gated,
     rows: Int64[np.ndarray, " asked"],
     pairs: Interactions,
     *,
     seen: Interactions,
     known: Bool[np.ndarray, " user"],
-) -> Linear | Factors:
+) -> Linear | Factors | Gated:
     """The model of the users at `rows`, in this order, who have also done `pairs`.
 
     Row -1 is a user whom the model does not know.  `pairs` has a row for each of the asked, none of
     which is in `seen`, what the model knows of all its users; `known` are those whom it learned
-    from.  Where these are all alike, as in popularity, so are the asked.
+    from.  Where these are all alike, as in popularity, so are the asked.  Behind a gate a stranger
+    is served by the domain's own model, since nobody tells of one.
     """
+    if isinstance(model, Gated):
+        told, own = (
+            cast(Model, fold_in(side, rows, pairs, seen=seen, known=known))
+            for side in (model.told, model.own)
+        )
+        return Gated(told, own, model.takes[rows] & (rows >= 0))
     if isinstance(model, Linear):
         inputs = csr_array(model.inputs[rows.clip(0)])
         inputs.data *= np.repeat((rows >= 0).astype(np.float32), np.diff(inputs.indptr))

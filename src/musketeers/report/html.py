@@ -195,7 +195,28 @@ def _choice(verdicts: Mapping[str, Verdict]) -> str:
         "and will be smaller for others.</p>"
     )
     columns = ["domain", "chosen", "its own best", "", "told of others", "", "gain", "p"]
-    return table(caption, columns, rows) + _choice_of_cold(verdicts) + note
+    return (
+        table(caption, columns, rows)
+        + _choice_by_group(verdicts)
+        + _choice_of_cold(verdicts)
+        + note
+    )
+
+
+def _choice_by_group(verdicts: Mapping[str, Verdict]) -> str:
+    rows = [
+        row(f"{name}, {group.name}",
+            [f"{group.users:,}", "yes" if group.takes else "no", percent(group.gain),
+             escape(chance(group.p))])
+        for name, found in verdicts.items()
+        for group in found.groups
+    ]  # fmt: skip
+    caption = (
+        "Which users of a domain are told of others, each group by a test of its own: gain on "
+        f"validation, and its p, below {LEVEL:g} divided by the number of groups where they are"
+    )
+    columns = ["group", "users", "told of others", "gain", "p"]
+    return table(caption, columns, rows) if rows else ""
 
 
 def _sides(found: Verdict) -> list[str]:

@@ -168,11 +168,17 @@ def verdict(found: Verdict) -> str:
     """What a domain was given, and why, in one sentence.
 
     >>> from musketeers.heads.candidates import Candidate
+    >>> from musketeers.heads.choice import GroupVerdict
     >>> smf, told = Candidate("smf", "smf", 0.2), Candidate("linear", "linear(100, 2)", 0.22)
     >>> verdict(Verdict(smf, told, 0.01))
     'linear(100, 2), on validation +10.0% over smf, its own best (p = .01)'
     >>> verdict(Verdict(smf, told, 0.4))
     'smf, its own best; told of others linear(100, 2) is not surely better (+10.0%, p = .40)'
+    >>> few = GroupVerdict("1..9 pairs", 80, 0.2, 0.01, takes=True)
+    >>> many = GroupVerdict("10 or more pairs", 80, 0.0, 0.6, takes=False)
+    >>> verdict(Verdict(smf, told, 0.01, groups=(few, many)))
+    "linear(100, 2) for users with 1..9 pairs, else smf, the domain's own best; over all on \
+validation +10.0% (p = .01)"
     >>> verdict(Verdict(smf, None, 1.0))
     'smf, the best that it can do alone'
     """
@@ -180,6 +186,12 @@ def verdict(found: Verdict) -> str:
     if told is None:
         return f"{own.name}, the best that it can do alone"
     p = f"p {chance(found.p)}"
+    if found.groups and found.transfers:
+        told_of = [one.name for one in found.groups if one.takes]
+        return (
+            f"{told.name} for users with {', '.join(told_of)}, else {own.name}, the domain's own "
+            f"best; over all on validation {percent(found.gain)} ({p})"
+        )
     if found.transfers:
         return (
             f"{told.name}, on validation {percent(found.gain)} over {own.name}, its own best ({p})"
