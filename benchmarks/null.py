@@ -31,12 +31,13 @@ from musketeers.data.splits import split
 from musketeers.data.synthetic import planted
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.memory import available
+from musketeers.models.registry import as_a_fit_learns
 from musketeers.parallel import available_threads
-from musketeers.pipeline import Models, cat_art, choices
+from musketeers.pipeline import Models, cat_art, choices, smf, validations
 from musketeers.runs import libraries_on_one_thread
 from musketeers.scorers import Trained
 from musketeers.seeding import Seed
-from musketeers.task import unwatched
+from musketeers.task import Task, unwatched
 
 METRIC = "ndcg@10"
 PLANTED = ("a", "b", "c", "d")
@@ -88,7 +89,11 @@ def measured(name: str, seed: int, asked: argparse.Namespace) -> dict[str, dict[
     options = {"n_threads": n_threads, "max_bytes": available() * 9 // 10}
     found: dict[str, dict[str, Any]] = {}
     with libraries_on_one_thread():
-        made = cat_art(splits, config, unwatched, n_threads=n_threads)
+        looked_at = validations(splits, Seed(config.seed), n_threads=n_threads)
+        alone = smf(splits, config, unwatched, n_threads=n_threads)
+        task = as_a_fit_learns(Task(splits, looked_at, config, alone, **options))
+        config, alone = task.config, task.alone
+        made = cat_art(splits, config, unwatched, n_threads=n_threads, done=alone)
         told = choices(splits, made, config, unwatched, **options)
         own = choices(splits, Models(made.alone), config, unwatched, **options)
         for domain, whole in splits.items():
@@ -96,6 +101,7 @@ def measured(name: str, seed: int, asked: argparse.Namespace) -> dict[str, dict[
             found[domain] = {
                 "took": told[domain].verdict.chosen.name,
                 "told": told[domain].verdict.transfers,
+                "method": config.pretrain.method,
                 "relative": float(with_others.mean() / alone.mean() - 1),
                 "p": float(stats.ttest_rel(with_others, alone).pvalue)
                 if (with_others != alone).any()

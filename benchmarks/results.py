@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 KEPT = ROOT / "docs" / "results"
 MARKER = "<!-- everything below is written by benchmarks/results.py -->"
-METRIC = "ndcg@10"
+METRIC, SERVED = "ndcg@10", ("ndcg@10", "recall@20")
 CLAIMS = (
     ("An autoencoder's global user embedding helps", "smf_ae", "smf"),
     ("The contrastive loss makes that embedding better", "smf_cat", "smf_ae"),
@@ -136,7 +136,7 @@ def summary(out: Path) -> dict[str, Any]:
         }
         for name, means in found["models"].items()
     }
-    values = by_user(out / "results.parquet")
+    values = by_user(out / "results.parquet", METRIC)
     pairs = {
         f"{better} {worse}": differences(values[better], values[worse])
         for _, better, worse in (*CLAIMS, *QUESTIONS)
@@ -144,8 +144,26 @@ def summary(out: Path) -> dict[str, Any]:
     }
     return {
         "best_alone": found["best_alone"], "failed": found["failed"], "models": models,
-        "pairs": pairs,
+        "pairs": pairs, "served": served(out / "results.parquet", found["best_alone"]),
     }  # fmt: skip
+
+
+def served(file: Path, best_alone: Mapping[str, str]) -> dict[str, Any]:
+    """What the choice gives: domain -> metric -> against the best model on own data, pooled EASE.
+
+    Empty where the choice was not measured.
+    """
+    found: dict[str, Any] = {}
+    for metric in SERVED:
+        values = by_user(file, metric)
+        for domain, chosen in values.get("chosen", {}).items():
+            others = {"best": best_alone[domain], "pooled_ease": "pooled_ease"}
+            found.setdefault(domain, {})[metric] = {
+                name: differences({domain: chosen}, {domain: values[model][domain]})[domain]
+                for name, model in others.items()
+                if model in values
+            }
+    return found
 
 
 def sign(difference: float) -> int:
@@ -153,11 +171,11 @@ def sign(difference: float) -> int:
     return 1 if difference > 0 else -1
 
 
-def by_user(file: Path) -> dict[str, dict[str, PerUser]]:
+def by_user(file: Path, metric: str) -> dict[str, dict[str, PerUser]]:
     """Model -> domain -> each user's mean over the seeds."""
     frame = (
         pl.scan_parquet(file)
-        .filter(pl.col("metric") == METRIC)
+        .filter(pl.col("metric") == metric)
         .collect()
         # in one order for all: models that rank alike must not differ by rounding
         .sort("model", "domain", "user_id", "seed")
@@ -166,7 +184,7 @@ def by_user(file: Path) -> dict[str, dict[str, PerUser]]:
     )
     found: dict[str, dict[str, PerUser]] = {}
     for (model, domain), part in frame.group_by("model", "domain", maintain_order=True):
-        values = {METRIC: part["value"].to_numpy()}
+        values = {metric: part["value"].to_numpy()}
         found.setdefault(str(model), {})[str(domain)] = PerUser(np.arange(len(part)), values)
     return found
 
@@ -232,6 +250,16 @@ def page(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield note
         yield from asked_and_answered(sets, rows)
         yield ""
+    if lines := list(what_is_served(sets)):
+        yield "## What a fit serves\n"
+        yield (
+            "The choice (`chosen`) against the model on own data that validation prefers, and "
+            "against pooled EASE, which sees all raw data: relative difference, ▲ ▼ where it is "
+            "significant (paired t-tests over users, Holm over both metrics and all domains of a "
+            "comparison, for each of the two by itself).\n"
+        )
+        yield from lines
+        yield ""
     if (anchors := KEPT / "anchors.json").exists():
         yield "## Our baselines against other libraries'\n"
         yield from anchored(json.loads(anchors.read_text(encoding="utf-8")))
@@ -291,6 +319,41 @@ def asked_and_answered(
             f"| {text} ({model_name(better)} against {model_name(worse)}) | {marks.count('▲')} | "
             f"{marks.count('▼')} | {marks.count('')} | {shown} |"
         )
+
+
+def what_is_served(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A row for each domain where the choice was measured; nothing if it was nowhere."""
+    by_set = {name: found["served"] for name, found in sets.items() if found.get("served")}
+    if by_set:
+        yield (
+            "| set | domain | best on own data | NDCG@10 | Recall@20 "
+            "| against pooled EASE: NDCG@10 | Recall@20 |"
+        )
+        yield "|---|---|---|--:|--:|--:|--:|"
+    for name, domains in by_set.items():
+        shown = {other: marked(domains, other) for other in ("best", "pooled_ease")}
+        for domain in domains:
+            best = model_name(sets[name]["best_alone"][domain])
+            cells = [shown[o].get((domain, m), "") for o in shown for m in SERVED]
+            yield f"| {name} | {domain} | {best} | {' | '.join(cells)} |"
+
+
+def marked(domains: Mapping[str, Any], other: str) -> dict[tuple[str, str], str]:
+    """Domain and metric -> the difference to that model in words, corrected for all of these."""
+    found = {
+        (domain, metric): by_metric[metric][other]
+        for domain, by_metric in domains.items()
+        for metric in SERVED
+        if other in by_metric[metric]
+    }
+    if not found:
+        return {}
+    significant = holm(np.array([cell["p"] for cell in found.values()])) < 0.05
+    return {
+        key: f"{100 * cell['relative']:+.1f} %"
+        + ((" ▲" if cell["difference"] > 0 else " ▼") if so else "")
+        for (key, cell), so in zip(found.items(), significant, strict=True)
+    }
 
 
 def anchored(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

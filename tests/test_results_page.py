@@ -74,3 +74,24 @@ def test_what_is_kept_names_its_commit_and_settings(script):
         assert len(found["commit"]) >= 7
         models[name] |= set(found["models"])
     assert models == {name: set(script.MODELS) - MISSING[name] for name in TRIES}
+
+
+def test_what_is_served_is_marked_after_correction_for_both_metrics_and_all_domains(script):
+    def cell(p, difference):
+        return {"p": p, "difference": difference, "relative": 10 * difference}
+
+    served = {
+        "a": {
+            "ndcg@10": {"best": cell(0.001, 0.01), "pooled_ease": cell(0.01, -0.01)},
+            "recall@20": {"best": cell(0.03, 0.02), "pooled_ease": cell(0.5, 0.0)},
+        }
+    }
+    sets = {"one": {"served": served, "best_alone": {"a": "ease"}}, "other": {}}
+    *_, row = script.what_is_served(sets)
+    assert row == "| one | a | EASE | +10.0 % ▲ | +20.0 % ▲ | -10.0 % ▼ | +0.0 % |"
+    more = {"b": {metric: {"best": cell(0.9, 0.0)} for metric in script.SERVED}}
+    sets["one"] = {"served": {**served, **more}, "best_alone": {"a": "ease", "b": "smf"}}
+    *_, row, last = script.what_is_served(sets)
+    assert row == "| one | a | EASE | +10.0 % ▲ | +20.0 % | -10.0 % ▼ | +0.0 % |"
+    assert last == "| one | b | SMF | +0.0 % | +0.0 % |  |  |"
+    assert list(script.what_is_served({"other": {}})) == []

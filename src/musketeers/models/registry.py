@@ -324,7 +324,7 @@ def _ials_head(task: Task, settings: Settings) -> Made:
 
 
 def _chosen(task: Task, _: Settings) -> Made:
-    task = _as_a_fit_learns(task)
+    task = as_a_fit_learns(task)
     _shared, aligned, transferred = _stages(task, task.config)
     found = choices(
         task.splits, Models(task.alone, aligned, transferred), task.config, task.jobs,
@@ -333,7 +333,7 @@ def _chosen(task: Task, _: Settings) -> Made:
     return {name: Fitted.of(made) for name, made in found.items()}
 
 
-def _as_a_fit_learns(task: Task) -> Task:
+def as_a_fit_learns(task: Task) -> Task:
     """The task by the settings that a fit finds, and what the domains learn by these alone."""
     if task.config.pretrain.method != "auto":
         return task
