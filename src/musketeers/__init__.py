@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from musketeers.config import RunConfig as RunConfig
+    from musketeers.device import computing_on as computing_on
     from musketeers.errors import ArtifactError as ArtifactError
     from musketeers.errors import ConfigError as ConfigError
     from musketeers.errors import DataError as DataError
@@ -39,6 +40,7 @@ _HOME = {
     "RunResult": "musketeers.results",
     "UnknownNameError": "musketeers.errors",
     "add_domain": "musketeers.updates",
+    "computing_on": "musketeers.device",
     "evaluate_run": "musketeers.runs",
     "fit": "musketeers.runs",
     "fit_run": "musketeers.runs",

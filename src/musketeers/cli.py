@@ -21,6 +21,13 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Processors to use; all by default. Results repeat for the same number."),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="cpu, or cuda for a GPU: stage 2 and all lists are computed there, stages 1 and 3 "
+        "not. The lists of a model are the same on both."
+    ),
+]
 Domain = Annotated[str, typer.Option(help="The domain's name.")]
 Data = Annotated[
     str, typer.Option(metavar="FILE", help="Its data, all of them: a file, a folder or a glob.")
@@ -92,6 +99,7 @@ def fit(
             "of stage 1: by BPR or iALS, and with wider vectors, by successive halving.",
         ),
     ] = None,
+    device: Device = "cpu",
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -111,10 +119,11 @@ def fit(
     """
     from musketeers import config as settings
     from musketeers import runs
+    from musketeers.device import computing_on
     from musketeers.progress import watching
     from musketeers.report import tables
 
-    with watching(out, resume=resume) as watch:
+    with watching(out, resume=resume) as watch, computing_on(device):
         result = runs.fit_run(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, n_tries=tune, budget=budget,
@@ -192,7 +201,9 @@ def refresh(
 
 
 @app.command()
-def evaluate(run: Run, threads: Threads = None, sampled: Sampled = False) -> None:
+def evaluate(
+    run: Run, threads: Threads = None, sampled: Sampled = False, device: Device = "cpu"
+) -> None:
     """Measure a run's saved models again on its held-out interactions.
 
     Reads the folder RUN alone, not the data it was made from. Writes nothing.
@@ -200,9 +211,12 @@ def evaluate(run: Run, threads: Threads = None, sampled: Sampled = False) -> Non
     Example: `musketeers evaluate runs/first`
     """
     from musketeers import runs
+    from musketeers.device import computing_on
     from musketeers.report import tables
 
-    tables.show(tables.of_run(runs.evaluate_run(run, threads=threads, sampled=sampled)))
+    with computing_on(device):
+        found = runs.evaluate_run(run, threads=threads, sampled=sampled)
+    tables.show(tables.of_run(found))
 
 
 @app.command()

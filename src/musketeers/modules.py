@@ -14,7 +14,7 @@ def state_of(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, np.nd
     """Weights and Adam moments; before the first step the moments are zeros."""
     arrays: dict[str, np.ndarray] = {}
     for name, weight in module.named_parameters():
-        arrays[name] = weight.detach().numpy().copy()
+        arrays[name] = _numbers(weight)
         moments: dict[str, Any] = optimizer.state.get(weight, {})
         for moment in _MOMENTS:
             value = moments.get(moment, torch.zeros_like(weight) if moment != "step" else None)
@@ -29,15 +29,18 @@ def restore(
     with torch.no_grad():
         for name, weight in module.named_parameters():
             weight.copy_(torch.from_numpy(state[name]))
+            moments = {n: torch.from_numpy(state[f"{name}/{n}"].copy()) for n in _MOMENTS}
+            # Adam keeps its count of steps on the processor
             optimizer.state[weight] = {
-                moment: torch.from_numpy(state[f"{name}/{moment}"].copy()) for moment in _MOMENTS
+                n: moment if n == "step" else moment.to(weight.device)
+                for n, moment in moments.items()
             }
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:
     """The weights alone, as copies."""
-    return {name: weight.detach().numpy().copy() for name, weight in module.named_parameters()}
+    return {name: _numbers(weight) for name, weight in module.named_parameters()}
 
 
 def _numbers(value: torch.Tensor | None) -> np.ndarray:
-    return np.zeros((), np.float32) if value is None else value.detach().numpy().copy()
+    return np.zeros((), np.float32) if value is None else value.detach().cpu().numpy().copy()

@@ -1,9 +1,16 @@
 """What the parts of the package promise each other."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int
+
+if TYPE_CHECKING:
+    import torch  # whoever only recommends does without
+
+ScoresOnDevice = Callable[[Int[np.ndarray, " batch"]], "torch.Tensor"]
+"""Rows of users -> float32 scores of all items, batch x item."""
 
 
 @runtime_checkable
@@ -35,4 +42,13 @@ class Scorer(Protocol):
 
     def error(self, users: Int[np.ndarray, " batch"]) -> Float64[np.ndarray, " batch"]:
         """Per user, a bound on ``abs(score - exact)`` over all items; not negative."""
+        ...
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A `Scorer` whose fast scores a GPU can give."""
+
+    def scores_on(self, device: "torch.device") -> ScoresOnDevice | None:
+        """The same as `Scorer.score`, within `Scorer.error`; None where it is not worth it."""
         ...

@@ -2,16 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import TYPE_CHECKING, no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, Int64
 from numba import njit
 
 from musketeers.data.interactions import Interactions
+from musketeers.device import gpu
 from musketeers.errors import DataError
 from musketeers.parallel import each
-from musketeers.protocols import Scorer
+from musketeers.protocols import OnDevice, Scorer, ScoresOnDevice
+
+if TYPE_CHECKING:
+    import torch
+
+    from musketeers.shortlist import Shortlists
 
 TILE_BYTES = 30 * 2**20
 """Size of the scores that all threads hold at once; below 32 MB the C library hands the same pages
@@ -39,6 +45,13 @@ class Factors:
     def score(self, users: Int[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch item"]:
         """See `Scorer.score`; one matrix product."""
         return self.users[users] @ self.items.T
+
+    def scores_on(self, device: "torch.device") -> ScoresOnDevice | None:
+        """See `OnDevice.scores_on`; one matrix product."""
+        import torch
+
+        items = torch.from_numpy(self.items).to(device).T
+        return lambda users: torch.from_numpy(self.users[users]).to(device) @ items
 
     def exact(
         self, users: Int[np.ndarray, " batch"], items: Int[np.ndarray, "batch k"]
@@ -103,18 +116,33 @@ def top_k(
     ranking = Ranking(
         np.full((len(users), k), -1, dtype=np.int32), np.full((len(users), k), np.nan)
     )
-    # as many users in a tile as memory allows, as many tiles for one thread as for another
-    size = max(1, TILE_BYTES // (4 * max(1, scorer.n_items) * n_threads))
+    shortlists = _on_gpu(scorer)
+    if shortlists:
+        n_threads, size = 1, shortlists.size
+    else:
+        # as many users in a tile as memory allows, as many tiles for one thread as for another
+        size = max(1, TILE_BYTES // (4 * max(1, scorer.n_items) * n_threads))
     n_tiles = math.ceil(len(users) / (size * n_threads)) * n_threads
     edges = np.linspace(0, len(users), n_tiles + 1).astype(np.int64)
 
     def rank(number: int) -> None:
         tile = slice(edges[number], edges[number + 1])
         part = Ranking(ranking.items[tile], ranking.scores[tile])
-        _rank_tile(scorer, users[tile], margins[tile], skip, part)
+        _rank_tile(scorer, users[tile], margins[tile], skip, part, shortlists)
 
     each(rank, n_tiles, n_threads=n_threads)
     return ranking
+
+
+def _on_gpu(scorer: Scorer) -> "Shortlists | None":
+    """What finds candidates on a GPU; None without one, and for a model that does not fit."""
+    device = gpu()
+    if device is None or not isinstance(scorer, OnDevice):
+        return None
+    from musketeers.shortlist import Shortlists
+
+    scores = scorer.scores_on(device)
+    return Shortlists(scores, device, n_items=scorer.n_items) if scores else None
 
 
 def check_finite(scorer: Scorer, users: Int[np.ndarray, " user"]) -> Float64[np.ndarray, " user"]:
@@ -159,20 +187,26 @@ def _rank_tile(
     margins: Float64[np.ndarray, " user"],
     seen: Interactions,
     out: Ranking,
+    shortlists: "Shortlists | None",
 ) -> None:
     """Fill `out` for as many users as have their scores in memory at once."""
     k = min(out.items.shape[1], scorer.n_items)
     if k == 0 or not len(users):
         return
-    scores = np.ascontiguousarray(scorer.score(users))
-    # Padding is item 0, a row that every scorer has, and is cut off by the counts.
-    candidates = np.zeros((len(users), 2 * k + 32), dtype=np.int32)
-    counts = np.empty(len(users), dtype=np.int64)
-    _select(scores, margins, users, seen.indptr, seen.items, k, candidates, counts)
+    room = 2 * k + 32
+    if shortlists:
+        candidates, counts = shortlists.of(users, margins, seen, k, room)
+    else:
+        scores = np.ascontiguousarray(scorer.score(users))
+        # Padding is item 0, a row that every scorer has, and is cut off by the counts.
+        candidates = np.zeros((len(users), room), dtype=np.int32)
+        counts = np.empty(len(users), dtype=np.int64)
+        _select(scores, margins, users, seen.indptr, seen.items, k, candidates, counts)
     _order(scorer, users, candidates[:, : max(counts.max(), 1)], counts, out)
     for row in np.flatnonzero(counts < 0):
-        chosen = _near_best(scores[row], float(margins[row]), seen.of(int(users[row])), k)
         one = slice(row, row + 1)
+        scores = scorer.score(users[one])[0]
+        chosen = _near_best(scores, float(margins[row]), seen.of(int(users[row])), k)
         part = Ranking(out.items[one], out.scores[one])
         _order(scorer, users[one], chosen[None], np.array([len(chosen)]), part)
 

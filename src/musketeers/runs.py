@@ -22,6 +22,7 @@ from musketeers.data.domains import Domains, Split
 from musketeers.data.overlap import OverlapReport, overlap_report
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
+from musketeers.device import gpu
 from musketeers.errors import ConfigError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
@@ -125,6 +126,9 @@ def fit_run(
     tried by successive halving (`budget.halving.halve`), as many as the time allows.  The run's
     `config` has the settings that were found: a fit by them is bitwise the same.
 
+    On a GPU (`device.computing_on`) stage 2 is trained and lists are made; such a run is resumed on
+    one.
+
     Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
     that there is not, that would need more memory than there is, or a budget that is not enough.
     """
@@ -138,6 +142,8 @@ def fit_run(
         inputs["tries"] = str(n_tries)
     if clock:
         inputs["budget"] = f"{clock.seconds:g}s"
+    if gpu():
+        inputs["device"] = str(gpu())
     search = None
     if not (resume and is_finished(out)):
         saved = RunFolder(out).remembered(_SEARCH) if resume else None

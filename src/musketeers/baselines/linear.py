@@ -1,7 +1,7 @@
 """Scores that are linear in what a user did: a sparse row of inputs times a matrix of weights."""
 
 from dataclasses import dataclass
-from typing import cast, no_type_check
+from typing import TYPE_CHECKING, cast, no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int
@@ -10,6 +10,10 @@ from scipy.sparse import csr_array
 
 from musketeers.data.interactions import Interactions
 from musketeers.errors import DataError
+from musketeers.protocols import ScoresOnDevice
+
+if TYPE_CHECKING:
+    import torch
 
 _HALF_ULP = 2.0**-24
 _TINY = float(np.finfo(np.float32).tiny)
@@ -64,6 +68,23 @@ class Linear:
             _score_dense(rows, self.weights, scores)
         else:
             _score_sparse(rows, _arrays(self.weights), scores)
+        return scores
+
+    def scores_on(self, device: "torch.device") -> ScoresOnDevice | None:
+        """See `OnDevice.scores_on`; sparse weights stay where they are."""
+        if not isinstance(self.weights, np.ndarray):
+            return None
+        import torch
+
+        from musketeers.shortlist import sparse
+
+        weights = torch.from_numpy(self.weights).to(device).double()
+
+        def scores(users: Int[np.ndarray, " batch"]) -> "torch.Tensor":
+            indptr, columns, values = _arrays(self.inputs[users])
+            rows = sparse(indptr, columns, values, n_columns=len(weights), device=device)
+            return (rows @ weights).float()
+
         return scores
 
     def exact(

@@ -12,6 +12,7 @@ from musketeers import modules
 from musketeers.cat.losses import info_nce, reconstruction
 from musketeers.cat.model import ContrastiveAutoencoder
 from musketeers.config import CatConfig
+from musketeers.device import gpu
 from musketeers.exchange import UserEmbeddings
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
@@ -33,6 +34,7 @@ class Aligned:
         _, n_domains, dim = shared.values.shape
         model = ContrastiveAutoencoder(n_domains, dim, generator=Generator())
         model.load_state_dict({name: torch.from_numpy(w) for name, w in self.weights.items()})
+        model.to(_device())
         return _encoded(model, *_tensors(shared)) / np.float32(self.length)
 
 
@@ -56,7 +58,8 @@ def mask_one(
     known: Bool[Tensor, "user domain"], generator: Generator
 ) -> Bool[Tensor, "user domain"]:
     """Hide one random known domain of each user, but never the only one."""
-    noise = torch.rand(known.shape, generator=generator).masked_fill(~known, -1.0)
+    noise = torch.rand(known.shape, generator=generator, device=known.device)
+    noise = noise.masked_fill(~known, -1.0)
     hidden = torch.zeros_like(known).scatter_(1, noise.argmax(1, keepdim=True), value=True)
     return known & ~(hidden & (known.sum(1, keepdim=True) > 1))
 
@@ -69,40 +72,41 @@ class _Alignment:
         self._values, self._known = _tensors(shared)
         self._config, self._seed = config, seed
         init = Generator().manual_seed(seed.child("init").integer())
-        self.model = ContrastiveAutoencoder(n_domains, dim, generator=init)
+        self.model = ContrastiveAutoencoder(n_domains, dim, generator=init).to(_device())
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=0
         )
         somewhere = np.flatnonzero(shared.known.any(axis=1))
         order = seed.child("held out").numpy().permutation(somewhere)
         n_held_out = max(1, round(config.held_out * len(order)))
-        self._held_out = torch.from_numpy(order[:n_held_out])
+        self._held_out = torch.from_numpy(order[:n_held_out]).to(_device())
         # with so few users that none is left, train on all of them
         self._rows = order[n_held_out:] if len(order) > n_held_out else order
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
         stream = self._seed.child("epoch", str(number))
-        order = torch.from_numpy(stream.numpy().permutation(self._rows))
-        generator = Generator().manual_seed(stream.child("masks").integer())
-        losses: list[float] = []
+        order = torch.from_numpy(stream.numpy().permutation(self._rows)).to(_device())
+        generator = _generator(stream.child("masks"))
+        losses: list[Tensor] = []
         for rows in order.split(self._config.batch_size):
             self._optimizer.zero_grad()
             loss = self._loss(rows, generator)
             loss.backward()
             self._optimizer.step()
-            losses.append(loss.item() * len(rows))
-        return sum(losses) / len(order)
+            losses.append(loss.detach().double() * len(rows))
+        # asked for once an epoch: each time a GPU is waited for
+        return float(sum(losses)) / len(order)
 
     def validate(self) -> float:
         """Minus the loss on held-out users, under masks that are the same every time."""
-        generator = Generator().manual_seed(self._seed.child("valid").integer())
+        generator = _generator(self._seed.child("valid"))
         with torch.no_grad():
             losses = [
-                self._loss(rows, generator).item() * len(rows)
+                self._loss(rows, generator).double() * len(rows)
                 for rows in self._held_out.split(self._config.batch_size)
             ]
-        return -sum(losses) / len(self._held_out)
+        return -float(sum(losses)) / len(self._held_out)
 
     def encode(self) -> Float32[np.ndarray, "user dim"]:
         """Every user's embedding from all that is known of them."""
@@ -139,7 +143,16 @@ class _Alignment:
 def _tensors(shared: UserEmbeddings) -> tuple[Tensor, Tensor]:
     # coordinates of about unit variance, which the initial weights are made for
     scale = np.float32(np.sqrt(shared.values.shape[2]))
-    return torch.from_numpy(shared.values * scale), torch.from_numpy(shared.known)
+    values, known = torch.from_numpy(shared.values * scale), torch.from_numpy(shared.known)
+    return values.to(_device()), known.to(_device())
+
+
+def _device() -> torch.device:
+    return gpu() or torch.device("cpu")
+
+
+def _generator(seed: Seed) -> Generator:
+    return Generator(_device()).manual_seed(seed.integer())
 
 
 def _encoded(
@@ -151,4 +164,4 @@ def _encoded(
         parts = [
             model.encode(*part) for part in zip(values.split(8192), known.split(8192), strict=True)
         ]
-    return torch.cat(parts).numpy()
+    return torch.cat(parts).cpu().numpy()

@@ -66,7 +66,7 @@ def _math_libraries() -> Mapping[str, str]:
 def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none: runs on the CPU"
-    return f"{torch.cuda.get_device_name()}, not used: this version runs on the CPU"
+    return f"{torch.cuda.get_device_name()}, used with --device cuda"
 
 
 def _numba_cache() -> str:
