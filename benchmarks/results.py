@@ -226,7 +226,9 @@ def page(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, found in sets.items():
         yield f"### {name}\n"
         set_name, _, part = name.partition("-")
-        only = f" --part {part} --models {' '.join(found['models'])}" if part else ""
+        only = f" --part {part}" if part else ""
+        if len(found["models"]) < len(MODELS):
+            only += f" --models {' '.join(found['models'])}"
         yield (
             f"    python benchmarks/results.py --data FOLDER --out OUT --sets {set_name} "
             f"--seeds {found['seeds']} --tries {found['tries']}{only}\n"
@@ -302,8 +304,8 @@ def asked_and_answered(
         cells: dict[tuple[str, str], Mapping[str, float]] = {}
         for name, found in sets.items():
             for domain, cell in found["pairs"].get(f"{better} {worse}", {}).items():
-                # a pair that two comparisons of a set have counts once, from the first
-                cells.setdefault((name.partition("-")[0], domain), cell)
+                # a pair that two comparisons of the same data have counts once, from the first
+                cells.setdefault((data_of(name), domain), cell)
         if not cells:
             continue
         significant = holm(np.array([cell["p"] for cell in cells.values()])) < 0.05
@@ -319,6 +321,12 @@ def asked_and_answered(
             f"| {text} ({model_name(better)} against {model_name(worse)}) | {marks.count('▲')} | "
             f"{marks.count('▼')} | {marks.count('')} | {shown} |"
         )
+
+
+def data_of(comparison: str) -> str:
+    """The data of a comparison: two sets can have domains of one folder in common."""
+    name = comparison.partition("-")[0]
+    return SETS[name][0] or name if name in SETS else name
 
 
 def what_is_served(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
