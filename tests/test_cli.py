@@ -158,7 +158,7 @@ def test_fit_compares_on_stdout_and_reports_stages_on_stderr(fitted):
     for expected in ("tv", "my films", "SMF", "CAT-ART", "difference", "NDCG@20", "report.html"):
         assert expected in printed
     stages = [line.split("  ")[0].split()[0] for line in err.splitlines()]
-    learning = ["bpr-4", "ials-4", "round", "round", "recipe", "pretrain", "pretrain"]
+    learning = [*2 * ["bpr-4"], *2 * ["ials-4"], *2 * ["round"], "recipe", *2 * ["pretrain"]]
     assert stages == [*learning, "cat", "art", "art", "choice", "choice"]
     assert "\x1b" not in err
     page = (path / "report.html").read_text()

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -427,12 +427,12 @@ class _Jobs:
     @contextmanager
     def trial(self, name: str, max_epochs: int) -> Generator[Jobs]:
         """See `budget.halving.Trial`."""
-        samples = sum(len(split.train) for split in self._splits.values())
-        with (
-            self._run.timed(name) if self._run else nullcontext(),
-            self._watch.stage(name, None, samples=samples, max_epochs=max_epochs) as on_epoch,
-        ):
-            yield lambda _stage, domain, _: _Job(self._keeps, (name, domain or "all"), on_epoch)
+        try:
+            if not max_epochs:
+                self(name, None, 0)
+            yield lambda _stage, domain, _: self(name, domain, max_epochs)
+        finally:
+            self.close()
 
     def go_on_from(self, trial: str) -> None:
         """Let stage 1 begin where this trial has ended."""

@@ -77,8 +77,8 @@ class Search:
     ) -> Recipe:
         """The recipe that successive halving leaves (`halving.halve`), or the first.
 
-        `keep` is given `to_json` whenever there is something new, so
-        that a search that is begun again from there ends with the same.
+        `keep` is given `to_json` whenever there is something new, so that a search that is begun
+        again from there ends with the same.
         """
 
         def on_round(done: Round) -> None:
