@@ -211,7 +211,7 @@ def test_other_settings_data_or_threads_are_refused(base, tmp_path):
     data = planted(("tv", "film"), Seed(1), n_users=100, n_items=40, known=0.8)
     for name, frame in frames(data.domains).items():
         frame.write_parquet(other / f"{name}.parquet")
-    refused(r"other inputs \(data\.film: \w{64} -> \w{64}; data\.tv", base=other)
+    refused(r"other inputs \(data\.film, pairs: \w{64} -> \w{64}; data\.tv, pairs", base=other)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 

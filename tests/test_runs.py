@@ -124,8 +124,8 @@ def test_the_manifest_says_where_the_run_comes_from(done):
     assert manifest["command"] == ["fit", "x.toml"]
     assert manifest["resumed"] == []
     assert manifest["versions"].keys() >= {"musketeers", "numpy", "torch"}
-    assert manifest["data"].keys() == {*tables(), "models"}
-    assert all(len(manifest["data"][name]) == 64 for name in tables())
+    assert manifest["data"].keys() == {*(f"{n}, pairs" for n in tables()), "models"}
+    assert all(len(manifest["data"][f"{name}, pairs"]) == 64 for name in tables())
     stages = {f"{s}/{n}" for s in ("pretrain", "art") for n in tables()}
     choices = {f"choice/{n}" for n in tables()}
     assert manifest["seconds"].keys() == stages | choices | {"cat/all", "evaluate", "save"}
@@ -448,3 +448,14 @@ def test_metrics_that_cannot_be_read_are_refused_by_name(done):
             musketeers.open_run(done.path)
     finally:
         file.write_bytes(whole)
+
+
+def test_a_domain_may_be_called_as_another_input_of_the_run(tmp_path):
+    """Its own pairs are still what a resumed run must find unchanged."""
+    names = ("models", "budget")
+    for name, frame in frames(planted(names, Seed(0), n_users=60, n_items=30).domains).items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    files = {name: f"{name}.parquet" for name in names}
+    config = configuration.parse({**SETTINGS, "data": {**COLUMNS, "domains": files}}, "test")
+    run = fit_run(config, tmp_path, tmp_path / "run", threads=1, only="pop")
+    assert run.manifest["data"].keys() == {"models, pairs", "budget, pairs", "models"}

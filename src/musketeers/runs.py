@@ -284,7 +284,10 @@ def thread_count(threads: int | None, resumed: Path | None = None) -> int:
 
 
 def fingerprints(domains: Domains) -> dict[str, str]:
-    """One digest for each domain of everything that training sees of it."""
+    """One digest for each domain of everything that training sees of it.
+
+    Under names that no domain can have, so that other inputs can stand beside them.
+    """
     digests: dict[str, str] = {}
     for name, domain in domains.domains.items():
         digest = hashlib.sha256()
@@ -292,7 +295,7 @@ def fingerprints(domains: Domains) -> dict[str, str]:
             digest.update(ids.to_bytes())
         for array in (domain.pairs.indptr, domain.pairs.items, domain.times):
             digest.update(b"none" if array is None else array.data)
-        digests[name] = digest.hexdigest()
+        digests[f"{name}, pairs"] = digest.hexdigest()
     return digests
 
 
