@@ -80,7 +80,7 @@ MISSING = {
         "cat_art_noise",
         "pooled_smf",
     },
-    "journey6": {"linear", "chosen", "ials_head"},
+    "journey6": {"linear", "ials_head"},
     "amazon4": {"ials_head"},
     "epinions5": set(),
 }
