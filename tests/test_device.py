@@ -149,12 +149,14 @@ def test_a_gpu_was_asked(on_gpu, monkeypatch):
     assert asked == [60]
 
 
-def scarce(most):
+def scarce(most, failures=None):
     """Scores on a GPU that holds those of so many users."""
 
     def scores_on(self, where):
         def scores(users):
             if len(users) > most:
+                if failures is not None:
+                    failures.append(len(users))
                 raise torch.OutOfMemoryError
             return torch.from_numpy(self.score(users)).to(where)
 
@@ -164,8 +166,12 @@ def scarce(most):
 
 
 def test_less_memory_means_fewer_users_at_once_and_the_same_lists(on_gpu, monkeypatch):
-    monkeypatch.setattr(Factors, "scores_on", scarce(8))
+    failures = []
+    monkeypatch.setattr(Factors, "scores_on", scarce(8, failures))
+    monkeypatch.setattr("musketeers.shortlist._TILE_BYTES", 4 * 300 * 20)
     same(vectors(60, 300), on_gpu, k=5, seen=seen_by(60, 300, 0.1))
+    # three tiles of twenty; the later ones know what the first has learned
+    assert failures == [20, 10]
 
 
 def test_no_memory_at_all_is_one_clear_line(on_gpu, monkeypatch):

@@ -27,7 +27,7 @@ class Shortlists:
     def __init__(self, scores: ScoresOnDevice, device: torch.device, *, n_items: int) -> None:
         self._scores, self._device = scores, device
         self.size = max(1, _TILE_BYTES // (4 * max(1, n_items)))
-        """Users at once."""
+        """Users at once; fewer from when the memory did not suffice."""
 
     def of(
         self,
@@ -42,16 +42,18 @@ class Shortlists:
         The number is -1 where they are more than `room`.  Raises `ConfigError` where the memory of
         the GPU does not suffice for one user.
         """
-        try:
-            return self._selected(users, margins, seen, k, room)
-        except torch.OutOfMemoryError:
-            if len(users) == 1:
-                raise ConfigError(
-                    "the GPU's memory does not suffice to rank for one user; free some, or leave "
-                    "out the device"
-                ) from None
-        torch.cuda.empty_cache()
-        self.size = half = (len(users) + 1) // 2
+        half = (len(users) + 1) // 2
+        if len(users) <= self.size:
+            try:
+                return self._selected(users, margins, seen, k, room)
+            except torch.OutOfMemoryError:
+                if len(users) == 1:
+                    raise ConfigError(
+                        "the GPU's memory does not suffice to rank for one user; free some, or "
+                        "leave out the device"
+                    ) from None
+            torch.cuda.empty_cache()
+            self.size = half
         parts = [
             self.of(users[part], margins[part], seen, k, room)
             for part in (slice(half), slice(half, None))
