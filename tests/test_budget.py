@@ -9,6 +9,7 @@ import pytest
 
 import musketeers
 from musketeers import config as configuration
+from musketeers.budget import halving
 from musketeers.budget.clock import Clock, in_seconds
 from musketeers.budget.estimate import Costs
 from musketeers.budget.halving import Round, halve
@@ -357,10 +358,11 @@ def test_one_model_alone_learns_by_bpr(folder, tmp_path):
     assert means(found) == means(fit_run(by_bpr, folder, tmp_path / "bpr", threads=1, only="smf"))
 
 
-@pytest.mark.parametrize("better", ["bpr-4", "ials-4"])
+@pytest.mark.parametrize("better", ["bpr-4", "ials-4", None])
 def test_what_a_comparison_calls_chosen_is_what_a_fit_serves(world, monkeypatch, better):
-    """Whichever method is the better one; a second search must not find another."""
-    monkeypatch.setattr(Search, "run", lambda _, to_try, *__, **___: _named(to_try, better))
+    """Whichever method is the better one, and where both search."""
+    if better:
+        monkeypatch.setattr(Search, "run", lambda _, to_try, *__, **___: _named(to_try, better))
     settings = {**SETTINGS, "data": {"min_user": 2, "min_item": 2}}
     fit = musketeers.fit(frames(world.domains), threads=1, **settings)
     whole = config()
@@ -369,7 +371,31 @@ def test_what_a_comparison_calls_chosen_is_what_a_fit_serves(world, monkeypatch,
     task = Task(fit.splits, looked_at, whole, by_bpr, n_threads=1, max_bytes=available())
     made = MODELS["chosen"].fit(task, {})
     assert {name: one.verdict for name, one in made.items()} == fit.learning.verdicts
-    assert fit.config.pretrain.method == better.removesuffix("-4")
+    assert better is None or fit.config.pretrain.method == better.removesuffix("-4")
+
+
+@pytest.mark.parametrize(("name", "times"), [("ials-4", 2), ("ials-4, whole", 1), ("art", 1)])
+def test_the_choice_alone_goes_on_with_the_method_it_found(
+    folder, tmp_path, monkeypatch, name, times
+):
+    # on these data iALS has to be helped, for its training to the end to be interrupted
+    monkeypatch.setattr(halving, "_values", ials_first)
+    whole = fit_run(config(), folder, tmp_path / "whole", threads=1, only="chosen")
+    place = tmp_path / "run"
+    with pytest.raises(Killed):
+        fit_run(config(), folder, place, threads=1, only="chosen", watch=Killing(name, times))
+    found = fit_run(config(), folder, place, threads=1, only="chosen", resume=True)
+    assert means(found) == means(whole)
+
+
+def ials_first(learned, _task):
+    """For trainings of as many epochs as a trial has; of longer ones BPR."""
+    brief = all(
+        len(one.epochs) <= 3
+        for recipe, alone in learned.items() if recipe.method == "ials"
+        for made in alone.values() for one in made.history
+    )  # fmt: skip
+    return {recipe: float((recipe.method == "ials") == brief) for recipe in learned}
 
 
 def _named(recipes, name):

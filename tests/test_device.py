@@ -174,6 +174,14 @@ def test_less_memory_means_fewer_users_at_once_and_the_same_lists(on_gpu, monkey
     assert failures == [20, 10]
 
 
+def test_a_model_that_does_not_fit_is_left_to_the_processor(on_gpu, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Factors, "scores_on", full)
+    same(vectors(60, 300), on_gpu, k=5, seen=seen_by(60, 300, 0.1))
+
+
 def test_no_memory_at_all_is_one_clear_line(on_gpu, monkeypatch):
     monkeypatch.setattr(Factors, "scores_on", scarce(0))
     with on_gpu(), pytest.raises(ConfigError, match="GPU's memory does not suffice"):

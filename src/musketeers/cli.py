@@ -24,7 +24,7 @@ Threads = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="cpu, or cuda for a GPU: stage 2 and all lists are computed there, stages 1 and 3 "
+        help="cpu, or cuda for a GPU: stage 2 and lists are computed there, stages 1 and 3 "
         "not. The lists of a model are the same on both."
     ),
 ]

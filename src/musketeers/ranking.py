@@ -116,7 +116,7 @@ def top_k(
     ranking = Ranking(
         np.full((len(users), k), -1, dtype=np.int32), np.full((len(users), k), np.nan)
     )
-    shortlists = _on_gpu(scorer)
+    shortlists = _on_gpu(scorer, skip, k=min(k, scorer.n_items))
     if shortlists:
         n_threads, size = 1, shortlists.size
     else:
@@ -134,15 +134,25 @@ def top_k(
     return ranking
 
 
-def _on_gpu(scorer: Scorer) -> "Shortlists | None":
+def _on_gpu(scorer: Scorer, seen: Interactions, *, k: int) -> "Shortlists | None":
     """What finds candidates on a GPU; None without one, and for a model that does not fit."""
     device = gpu()
     if device is None or not isinstance(scorer, OnDevice):
         return None
+    import torch
+
     from musketeers.shortlist import Shortlists
 
-    scores = scorer.scores_on(device)
-    return Shortlists(scores, device, n_items=scorer.n_items) if scores else None
+    try:
+        scores = scorer.scores_on(device)
+    except torch.OutOfMemoryError:
+        return None
+    return Shortlists(scores, device, seen, k=k, room=_room(k)) if scores else None
+
+
+def _room(k: int) -> int:
+    """For so many candidates of each user; with more, one is ranked by itself."""
+    return 2 * k + 32
 
 
 def check_finite(scorer: Scorer, users: Int[np.ndarray, " user"]) -> Float64[np.ndarray, " user"]:
@@ -193,13 +203,12 @@ def _rank_tile(
     k = min(out.items.shape[1], scorer.n_items)
     if k == 0 or not len(users):
         return
-    room = 2 * k + 32
     if shortlists:
-        candidates, counts = shortlists.of(users, margins, seen, k, room)
+        candidates, counts = shortlists.of(users, margins)
     else:
         scores = np.ascontiguousarray(scorer.score(users))
         # Padding is item 0, a row that every scorer has, and is cut off by the counts.
-        candidates = np.zeros((len(users), room), dtype=np.int32)
+        candidates = np.zeros((len(users), _room(k)), dtype=np.int32)
         counts = np.empty(len(users), dtype=np.int64)
         _select(scores, margins, users, seen.indptr, seen.items, k, candidates, counts)
     _order(scorer, users, candidates[:, : max(counts.max(), 1)], counts, out)

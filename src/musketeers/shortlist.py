@@ -24,51 +24,59 @@ _TILE_BYTES = 2**30
 class Shortlists:
     """`ranking.top_k` asks for candidates here, if there is a GPU."""
 
-    def __init__(self, scores: ScoresOnDevice, device: torch.device, *, n_items: int) -> None:
+    def __init__(
+        self,
+        scores: ScoresOnDevice,
+        device: torch.device,
+        seen: Interactions,
+        *,
+        k: int,
+        room: int,
+    ) -> None:
         self._scores, self._device = scores, device
-        self.size = max(1, _TILE_BYTES // (4 * max(1, n_items)))
+        self._seen, self._k, self._room = seen, k, room
+        self.size = max(1, _TILE_BYTES // (4 * max(1, seen.n_items)))
         """Users at once; fewer from when the memory did not suffice."""
 
     def of(
-        self,
-        users: Int[np.ndarray, " user"],
-        margins: Float64[np.ndarray, " user"],
-        seen: Interactions,
-        k: int,
-        room: int,
+        self, users: Int[np.ndarray, " user"], margins: Float64[np.ndarray, " user"]
     ) -> tuple[Int32[np.ndarray, "user room"], Int64[np.ndarray, " user"]]:
         """Unseen items within the margin of the k-th best score, ascending, and how many.
 
-        The number is -1 where they are more than `room`.  Raises `ConfigError` where the memory of
-        the GPU does not suffice for one user.
+        The number is -1 where they are more than there is room for.  Raises `ConfigError` where the
+        memory of the GPU does not suffice for one user.
         """
-        half = (len(users) + 1) // 2
-        if len(users) <= self.size:
-            try:
-                return self._selected(users, margins, seen, k, room)
-            except torch.OutOfMemoryError:
-                if len(users) == 1:
-                    raise ConfigError(
-                        "the GPU's memory does not suffice to rank for one user; free some, or "
-                        "leave out the device"
-                    ) from None
-            torch.cuda.empty_cache()
-            self.size = half
-        parts = [
-            self.of(users[part], margins[part], seen, k, room)
-            for part in (slice(half), slice(half, None))
-        ]
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        first = 0
+        while first < len(users):
+            tile = slice(first, first + self.size)
+            if found := self._if_it_fits(users[tile], margins[tile]):
+                parts.append(found)
+                first = tile.stop
+            elif self.size > 1:
+                torch.cuda.empty_cache()
+                self.size = (len(users[tile]) + 1) // 2
+            else:
+                raise ConfigError(
+                    "the GPU's memory does not suffice to rank for one user; free some, or leave "
+                    "out the device"
+                )
         candidates, counts = zip(*parts, strict=True)
         return np.concatenate(candidates), np.concatenate(counts)
 
-    def _selected(
-        self,
-        users: Int[np.ndarray, " user"],
-        margins: Float64[np.ndarray, " user"],
-        seen: Interactions,
-        k: int,
-        room: int,
+    def _if_it_fits(
+        self, users: Int[np.ndarray, " user"], margins: Float64[np.ndarray, " user"]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        # an error that is still being handled holds on to the memory that was not enough
+        try:
+            return self._of_tile(users, margins)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _of_tile(
+        self, users: Int[np.ndarray, " user"], margins: Float64[np.ndarray, " user"]
     ) -> tuple[Int32[np.ndarray, "user room"], Int64[np.ndarray, " user"]]:
+        seen, k, room = self._seen, self._k, self._room
         with full_precision():
             scores = self._scores(users)
         counts = seen.indptr[users + 1] - seen.indptr[users]

@@ -53,7 +53,7 @@ from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.scorers import Trained
 from musketeers.task import Task
-from musketeers.training import History
+from musketeers.training import History, Job
 
 # 1. Models of one domain
 
@@ -350,8 +350,12 @@ def as_a_fit_learns(task: Task) -> Task:
     config = found.of(task.config)
     if found == to_try[0]:
         return replace(task, config=config)
-    with trial(found.name, config.pretrain.max_epochs) as jobs:
-        alone = smf(task.splits, config, jobs, n_threads=task.n_threads)
+
+    def jobs(_stage: str, domain: str | None, max_epochs: int) -> Job:
+        # not where the trial is: begun again, the search must find what it has found
+        return task.jobs(f"{found.name}, whole", domain, max_epochs)
+
+    alone = smf(task.splits, config, jobs, n_threads=task.n_threads)
     return replace(task, config=config, alone=alone)
 
 
