@@ -120,7 +120,7 @@ def aligned(n_users: int, batch_size: int, epochs: int) -> dict[str, Any]:
         {name: known[:, n] for n, name in enumerate(names)},
     )
     config = CatConfig(max_epochs=epochs, batch_size=batch_size)
-    found, _ = both(lambda: align(shared, config, Seed(0), Unwatched()), 1)
+    found, _ = both(lambda: align(shared, config, Seed(0), Unwatched(), n_threads=2), 1)
     seconds = {
         place: median([epoch.seconds for epoch in one.history.epochs[1:]])
         for place, one in found.items()

@@ -278,7 +278,9 @@ def ready(names=("a", "b", "c"), *, n_users=120, known=0.7, common=0.9, seed=0):
     }  # fmt: skip
     present = {name: split.train.known_users() for name, split in data.splits.items()}
     shared = UserEmbeddings.collect({n: alone[n].factors.users for n in names}, present)
-    return Ready(data, config, alone, shared, align(shared, config.cat, Seed(seed), Unwatched()))
+    return Ready(
+        data, config, alone, shared, align(shared, config.cat, Seed(seed), Unwatched(), n_threads=2)
+    )
 
 
 def looking(split, n_threads=1):
@@ -509,7 +511,7 @@ def test_vectors_that_stand_for_unknown_users_have_no_influence(three):
         for name, made in three.alone.items()
     }
     shared = UserEmbeddings.collect(tables, present)
-    aligned = align(shared, three.config.cat, Seed(0), Unwatched())
+    aligned = align(shared, three.config.cat, Seed(0), Unwatched(), n_threads=2)
     result = transferred(three, told=shared, aligned=aligned.users, max_epochs=2)
     assert bits(result) == bits(transferred(three, max_epochs=2))
 

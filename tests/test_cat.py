@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from scipy.stats import chisquare
 from torch import Generator
 
+from musketeers.cat import network
+from musketeers.cat.lanes import Lanes
 from musketeers.cat.losses import info_nce, reconstruction
 from musketeers.cat.model import ContrastiveAutoencoder
+from musketeers.cat.on_gpu import OnGpu
 from musketeers.cat.train import align, mask_one
 from musketeers.config import CatConfig
 from musketeers.exchange import UserEmbeddings
@@ -120,18 +123,18 @@ def test_only_what_a_domain_knows_is_to_be_rebuilt():
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(1, 6))
 @settings(deadline=None, max_examples=60)
 def test_exactly_one_known_domain_is_hidden_but_never_the_only_one(seed, n_users, n_domains):
-    generator = Generator().manual_seed(seed)
-    known = torch.rand(n_users, n_domains, generator=generator) < 0.6
-    visible = mask_one(known, generator)
+    rng = np.random.default_rng(seed)
+    known = rng.random((n_users, n_domains)) < 0.6
+    visible = mask_one(known, rng)
     assert not (visible & ~known).any()
     hidden = (known & ~visible).sum(1)
-    torch.testing.assert_close(hidden, (known.sum(1) > 1).long())
+    np.testing.assert_array_equal(hidden, known.sum(1) > 1)
 
 
 def test_the_hidden_domain_is_any_known_one_with_equal_chance():
-    known = torch.tensor([[True, True, False, True, True]]).expand(8000, 5)
-    visible = mask_one(known, Generator().manual_seed(0))
-    times = (known & ~visible).sum(0).numpy()
+    known = np.tile([True, True, False, True, True], (8000, 1))
+    visible = mask_one(known, np.random.default_rng(0))
+    times = (known & ~visible).sum(0)
     assert times[2] == 0
     assert chisquare(np.delete(times, 2)).pvalue > 0.01
 
@@ -179,7 +182,7 @@ def test_one_user_is_a_batch_too():
 
 def test_every_weight_learns():
     model, (values, known) = autoencoder(), batch()
-    visible = mask_one(known, Generator().manual_seed(2))
+    visible = torch.from_numpy(mask_one(known.numpy(), np.random.default_rng(2)))
     whole, rebuilt = model(values, known)
     part, _ = model(values, visible)
     loss = info_nce(whole, part, (visible != known).any(1), temperature=0.1)
@@ -209,8 +212,8 @@ def exchanged(n_users=60, *, dim=4, known=0.8, noise=0.1):
     return UserEmbeddings.collect(tables, present)
 
 
-def aligned(shared, config=QUICK, seed=0):
-    return align(shared, config, Seed(seed), Unwatched())
+def aligned(shared, config=QUICK, seed=0, n_threads=2):
+    return align(shared, config, Seed(seed), Unwatched(), n_threads=n_threads)
 
 
 def test_alignment_is_repeatable_bit_by_bit():
@@ -325,3 +328,97 @@ def test_a_user_known_nowhere_is_neither_trained_on_nor_looked_at():
 
 def test_two_users_are_enough():
     assert np.isfinite(aligned(exchanged(2, known=1.0)).users).all()
+
+
+# --- the compiled network
+
+
+def masked(n_users, n_domains, rng):
+    """Who is known where, and what a second view shows."""
+    known = rng.random((n_users, n_domains)) < 0.7
+    known[:, 0] |= ~known.any(axis=1)
+    return known, mask_one(known, rng)
+
+
+@pytest.mark.parametrize("loss", ["full", "reconstruction"])
+@pytest.mark.parametrize(
+    ("n_users", "n_domains", "dim", "batch_size", "n_threads"),
+    [(50, 3, 4, 50, 1), (50, 3, 4, 50, 3), (70, 2, 5, 32, 2), (600, 4, 8, 600, 2), (2, 5, 3, 2, 4)],
+)
+def test_processors_find_the_loss_and_the_slopes_of_the_formulas(
+    loss, n_users, n_domains, dim, batch_size, n_threads
+):
+    rng = np.random.default_rng(n_users)
+    known, visible = masked(n_users, n_domains, rng)
+    values = (rng.normal(size=(n_users, n_domains, dim)) * known[:, :, None]).astype(np.float32)
+    names = tuple(map(str, range(n_domains)))
+    shared = UserEmbeddings(names, values, known, np.ones(n_domains, np.float32))
+    config = CatConfig(loss=loss, batch_size=batch_size, temperature=0.3)
+    model = autoencoder(n_domains, dim)
+    rows = rng.permutation(n_users)
+    lanes = Lanes(model, shared, config, n_threads=n_threads)
+    by_torch = OnGpu(model, shared, config, torch.device("cpu"))
+    both = zip(lanes.learn(rows, visible), by_torch.learn(rows, visible), strict=True)
+    seen = 0
+    for found, expected in both:
+        assert found == pytest.approx(float(expected), rel=1e-5)
+        expected_slopes = slopes_of(model)
+        assert all(slope.any() for slope in expected_slopes.values())
+        seen += 1
+    assert seen == -(-n_users // batch_size)
+    # the last batch again, by the processor alone
+    last = slice((seen - 1) * batch_size, None)
+    list(lanes.learn(rows[last], visible[last]))
+    for name, slope in slopes_of(model).items():
+        scale = np.abs(expected_slopes[name]).max()
+        np.testing.assert_allclose(slope, expected_slopes[name], atol=2e-5 * scale, err_msg=name)
+    assert sum(lanes.losses(rows, visible)) == pytest.approx(
+        float(sum(by_torch.losses(rows, visible))), rel=1e-5
+    )
+    np.testing.assert_allclose(lanes.encode(), by_torch.encode(), atol=1e-5)
+
+
+def slopes_of(model):
+    return {name: weight.grad.numpy().copy() for name, weight in model.named_parameters()}
+
+
+def test_a_sharp_temperature_neither_overflows_nor_loses_a_user():
+    rng = np.random.default_rng(0)
+    units = rng.normal(size=(40, 6)).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    found = network.log_sums(units, units, 1e-3)
+    exact = np.float64(units) @ np.float64(units).T / 1e-3
+    top = exact.max(axis=1)
+    expected = top + np.log(np.exp(exact - top[:, None]).sum(axis=1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("furthest", "rtol"), [(0.5, 3e-7), (10, 1e-6), (87, 5e-6)])
+def test_the_exponentials_are_those_of_the_definition(furthest, rtol):
+    values = -np.linspace(0, furthest, 100_001, dtype=np.float32)
+    found = values.copy()
+    network._exp(found, np.empty(len(found), np.int32))
+    np.testing.assert_allclose(found, np.exp(values.astype(np.float64)), rtol=rtol)
+
+
+def test_far_below_nothing_is_left_and_what_is_no_number_stays_none():
+    values = np.array([-200, -np.inf, np.nan], np.float32)
+    network._exp(values, np.empty(3, np.int32))
+    assert (values[:2] < 1e-37).all()
+    assert np.isnan(values[2])
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 32, 33, 100])
+def test_the_largest_is_found_wherever_it_is(n):
+    values = -np.ones(n, np.float32)
+    for place in range(n):
+        values[place] = place
+        assert network._largest(values) == place
+
+
+def test_as_many_threads_give_the_same_bits_and_the_embeddings_do_not_depend_on_them():
+    shared = exchanged(300)
+    first, again, alone = (aligned(shared, n_threads=n) for n in (2, 2, 1))
+    assert first.users.tobytes() == again.users.tobytes()
+    np.testing.assert_allclose(first.users, alone.users, atol=1e-3)
+    np.testing.assert_array_equal(first.of(shared), first.users)

@@ -212,10 +212,10 @@ def shared():
 
 def test_what_is_the_same_of_users_is_learned_there_as_well(on_gpu):
     config = CatConfig(max_epochs=15, batch_size=64)
-    here = align(shared(), config, Seed(0), Unwatched())
+    here = align(shared(), config, Seed(0), Unwatched(), n_threads=2)
     with on_gpu():
-        there = align(shared(), config, Seed(0), Unwatched())
-        again = align(shared(), config, Seed(0), Unwatched())
+        there = align(shared(), config, Seed(0), Unwatched(), n_threads=2)
+        again = align(shared(), config, Seed(0), Unwatched(), n_threads=2)
         encoded = there.of(shared())
     assert there.users.tobytes() == again.users.tobytes()
     np.testing.assert_allclose(encoded, there.users, atol=1e-5)
@@ -241,9 +241,9 @@ def test_a_training_is_interrupted_and_goes_on_there(on_gpu):
             kept["state"] = dict(tensors), dict(about)
 
     with on_gpu():
-        whole = align(shared(), config, Seed(0), Unwatched())
+        whole = align(shared(), config, Seed(0), Unwatched(), n_threads=2)
         short = CatConfig(max_epochs=2, batch_size=64)
-        align(shared(), short, Seed(0), Keeping())
+        align(shared(), short, Seed(0), Keeping(), n_threads=2)
         assert kept
-        again = align(shared(), config, Seed(0), Keeping())
+        again = align(shared(), config, Seed(0), Keeping(), n_threads=2)
     assert again.users.tobytes() == whole.users.tobytes()

@@ -108,7 +108,7 @@ def test_a_stage_is_the_same_run_by_hand():
     models = trained(splits, config)
     known = {name: one.train.known_users() for name, one in splits.items()}
     shared = UserEmbeddings.collect({n: models.alone[n].factors.users for n in NAMES}, known)
-    aligned = align(shared, config.cat, Seed(0).child("cat"), Unwatched())
+    aligned = align(shared, config.cat, Seed(0).child("cat"), Unwatched(), n_threads=1)
     assert aligned.users.tobytes() == models.aligned.users.tobytes()
 
 

@@ -67,7 +67,7 @@ def shuffled_alignment(
         known=np.take_along_axis(shared.known, orders, axis=0),
     )
     job = jobs("cat", None, config.cat.max_epochs)
-    aligned = align(strangers, config.cat, seed.child("cat"), job).users
+    aligned = align(strangers, config.cat, seed.child("cat"), job, n_threads=n_threads).users
     found: dict[str, Transferred] = {}
     for name, split in splits.items():
         back = np.argsort(orders[:, shared.index(name)])

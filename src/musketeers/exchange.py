@@ -37,11 +37,16 @@ class UserEmbeddings:
         if len(set(shapes.values())) != 1:
             raise DataError(f"domains disagree on the shape (users, dim): {shapes}")
         present = np.stack([known[name] for name in tables], axis=1)
-        values = np.stack(list(tables.values()), axis=1) * present[:, :, None]
-        sums = np.linalg.norm(values, axis=2).sum(axis=0, dtype=np.float64)
-        means = sums / np.maximum(present.sum(axis=0), 1)
-        lengths = np.where(means > 0, means, 1).astype(np.float32)
-        values /= lengths[:, None]
+        n_users, dim = next(iter(tables.values())).shape
+        # filled domain by domain: all tables at once, and what is made of them, need twice as much
+        values = np.empty((n_users, len(tables), dim), np.float32)
+        lengths = np.ones(len(tables), np.float32)
+        for n, table in enumerate(tables.values()):
+            values[:, n] = table * present[:, n, None]
+            norms = np.linalg.norm(values[:, n], axis=1)
+            mean = norms.sum(dtype=np.float64) / max(int(present[:, n].sum()), 1)
+            lengths[n] = mean if mean > 0 else 1
+            values[:, n] /= lengths[n]
         return cls(tuple(tables), values, present, lengths)
 
     def index(self, domain: str) -> int:

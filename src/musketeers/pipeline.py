@@ -59,7 +59,7 @@ def cat_art(
 
     # 3. Align, one for all: CAT finds what of a user is the same everywhere.
     job = jobs("cat", None, config.cat.max_epochs)
-    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), job)
+    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), job, n_threads=n_threads)
 
     # 4. Transfer, all for one: ART lets each domain take from the others what helps it.
     transferred = art(splits, alone, shared, aligned.users, config, jobs, n_threads=n_threads)

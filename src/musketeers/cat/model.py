@@ -1,11 +1,15 @@
 """The contrastive autoencoder: many domain embeddings of a user in, one shared one out."""
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
+
+from musketeers.cat.network import Layers, Weights
 
 
 class ContrastiveAutoencoder(nn.Module):
@@ -14,6 +18,8 @@ class ContrastiveAutoencoder(nn.Module):
     Widths n k -> n k -> 3 k -> k for n domains of k dimensions, PReLU between, which is the
     published network at n = 5.  A domain in which a user is unknown, or is masked, is fed as
     one learned vector (`pad`), so the input width never depends on the user.
+
+    On processors `network` computes the same with these parameters.
     """
 
     def __init__(self, n_domains: int, dim: int, *, generator: Generator) -> None:
@@ -40,6 +46,29 @@ class ContrastiveAutoencoder(nn.Module):
         """The shared embedding, and all domains' embeddings rebuilt from it."""
         shared = self.encode(values, known)
         return shared, self.decoder(shared).unflatten(1, values.shape[1:])
+
+    def weights(self) -> Weights:
+        """The parameters as arrays, in the parameters' own memory."""
+        encoder, decoder = (
+            Layers(*(tuple(one.detach().numpy() for one in group) for group in _groups(part)))
+            for part in (self.encoder, self.decoder)
+        )
+        return Weights(encoder, decoder, self.pad.detach().numpy())
+
+    def set_slopes(self, slopes: Sequence[Weights]) -> None:
+        """Hand an optimiser the loss's gradient by the `weights`, the sum of these parts."""
+        groups = [*_groups(self.encoder), *_groups(self.decoder), [self.pad]]
+        parts = [[*one.encoder, *one.decoder, (one.pad,)] for one in slopes]
+        for parameters, *arrays in zip(groups, *parts, strict=True):
+            for parameter, *each in zip(parameters, *arrays, strict=True):
+                parameter.grad = torch.from_numpy(reduce(np.add, each))
+
+
+def _groups(part: nn.Sequential) -> list[list[Tensor]]:
+    """As `Layers` has them."""
+    linear = [layer for layer in part if isinstance(layer, nn.Linear)]
+    leaks = [layer.weight for layer in part if isinstance(layer, nn.PReLU)]
+    return [[one.weight for one in linear], [one.bias for one in linear], leaks]
 
 
 def _mlp(widths: Sequence[int], generator: Generator) -> nn.Sequential:

@@ -239,7 +239,7 @@ def _stages(
     """The method from the exchange on."""
     shared = exchanged(task.splits, task.alone)
     job = task.jobs("cat", None, config.cat.max_epochs)
-    aligned = align(shared, config.cat, task.seed.child("cat"), job)
+    aligned = align(shared, config.cat, task.seed.child("cat"), job, n_threads=task.n_threads)
     found = art(
         task.splits, task.alone, shared, aligned.users, config, task.jobs, n_threads=task.n_threads
     )
