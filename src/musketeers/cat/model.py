@@ -64,7 +64,7 @@ class ContrastiveAutoencoder(nn.Module):
                 parameter.grad = torch.from_numpy(reduce(np.add, each))
 
 
-def _groups(part: nn.Sequential) -> list[list[Tensor]]:
+def _groups(part: nn.Sequential) -> list[Sequence[Tensor]]:
     """As `Layers` has them."""
     linear = [layer for layer in part if isinstance(layer, nn.Linear)]
     leaks = [layer.weight for layer in part if isinstance(layer, nn.PReLU)]
