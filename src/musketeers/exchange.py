@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int
 
 from musketeers.errors import DataError
 
@@ -60,6 +60,10 @@ class UserEmbeddings:
         keep = [i for i in range(len(self.domains)) if i != self.index(target)]
         names = tuple(self.domains[i] for i in keep)
         return UserEmbeddings(names, self.values[:, keep], self.known[:, keep], self.lengths[keep])
+
+    def of(self, users: Int[np.ndarray, " row"]) -> "UserEmbeddings":
+        """The same domains and unit, with these users alone."""
+        return UserEmbeddings(self.domains, self.values[users], self.known[users], self.lengths)
 
     def beside(self, name: str, values: Float32[np.ndarray, "user dim"]) -> "UserEmbeddings":
         """One source more, which knows everybody whom any domain knows."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from musketeers.budget.halving import Round
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
@@ -99,9 +101,10 @@ class RunResult:
     """Of cold users (`split.cold`), in the domain that they are new to: popularity, CAT-ART, what
     they are served, and as a ceiling `WITH_HISTORY`, where the domain's model is linear."""
     hidden: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])
-    """Source -> domain -> of every test user ``ndcg@10`` with that source hidden from what serves
-    the domain, and ``kept@10``, the share of their ten items that stay.  A domain that is told
-    nothing, or whose model cannot be told less (`sources.check`), has none."""
+    """Source -> domain -> of every test user, or of many of them drawn at random, ``ndcg@10`` with
+    that source hidden from what serves the domain, and ``kept@10``, the share of their ten items
+    that stay.  A domain that is told nothing, or whose model cannot be told less (`sources.check`),
+    has none."""
     stages: Models = field(default_factory=lambda: Models({}))
     """What the stages made, as far as it was kept; sources are hidden from it."""
 
@@ -137,10 +140,9 @@ class RunResult:
         for source, domains in self.hidden.items():
             for domain, less in domains.items():
                 whole = self.metrics[self.recommender.about["model"][domain]][domain]
-                ours, theirs = (
-                    PerUser(one.users, {metric: one.values[metric]}) for one in (whole, less)
-                )
-                pairs[domain, source] = ours, theirs
+                place = np.searchsorted(whole.users, less.users)
+                ours = PerUser(less.users, {metric: whole.values[metric][place]})
+                pairs[domain, source] = ours, PerUser(less.users, {metric: less.values[metric]})
         return compare_pairs(pairs) if pairs else {}
 
     def changes(self) -> dict[Cell, Difference]:

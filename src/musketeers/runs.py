@@ -185,20 +185,35 @@ def fit_data(
         libraries_on_one_thread(),
     ):  # fmt: skip
         if not run.finished:
-            jobs = _Jobs(run, data.splits, watch, n_threads, keeps=n_tries == 1)
-            if search:
-                config = _settled(search, config, data, jobs, watch, run)
-                run.settle(configuration.dump(config))
-            fits = _train(config, data, measured, n_tries, jobs)
-            with run.timed("evaluate"):
-                result = _result(out, config, data, fits, n_threads, search)
-                result = add(result) if add else result
-            with run.timed("save"):
-                run_files.save(out, result)
-            report = render(replace(result, manifest=run.manifest()))
-            artifacts.write_text(out / "report.html", report)
-            run.finish()
+            _make(run, config, data, measured, n_tries, search, n_threads, watch, add)
+    # what was made is let go before it is read again: both at once would be twice the memory
     return open_run(out)
+
+
+def _make(
+    run: RunFolder,
+    config: RunConfig,
+    data: "Data",
+    measured: Sequence[str],
+    n_tries: int,
+    search: Search | None,
+    n_threads: int,
+    watch: Watch,
+    add: Callable[[RunResult], RunResult] | None,
+) -> None:
+    jobs = _Jobs(run, data.splits, watch, n_threads, keeps=n_tries == 1)
+    if search:
+        config = _settled(search, config, data, jobs, watch, run)
+        run.settle(configuration.dump(config))
+    fits = _train(config, data, measured, n_tries, jobs)
+    with run.timed("evaluate"):
+        result = _result(run.path, config, data, fits, n_threads, search)
+        result = add(result) if add else result
+    with run.timed("save"):
+        run_files.save(run.path, result)
+    report = render(replace(result, manifest=run.manifest()))
+    artifacts.write_text(run.path / "report.html", report)
+    run.finish()
 
 
 def fit(

@@ -21,6 +21,8 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError, UnknownNameError
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.evaluation.metrics import hits_of, ndcg
+from musketeers.evaluation.validation import MOST_USERS
+from musketeers.exchange import UserEmbeddings
 from musketeers.heads.blend import reblended, with_inputs, without_inputs
 from musketeers.heads.candidates import Candidate
 from musketeers.heads.gate import Gated, Model
@@ -31,6 +33,7 @@ from musketeers.ranking import Factors, top_k
 from musketeers.recommender import STRATEGIES, Recommender, asked
 from musketeers.results import Metrics, RunResult
 from musketeers.scorers import Trained
+from musketeers.seeding import Seed
 
 _HIDEABLE = {"linear", "ials_head", "cat_art"}
 """Models from which a source can be hidden; from their blends too."""
@@ -131,9 +134,9 @@ class Explainer:
         whole, less = (
             by[of][self.domain] for by, of in ((self.run.metrics, model), (self.run.hidden, source))
         )
-        place = np.flatnonzero(whole.users == row)
-        gains = whole.values[_NDCG][place] - less.values[_NDCG][place]
-        return float(gains[0]) if len(gains) else None
+        both = [one.values[_NDCG][one.users == row] for one in (whole, less)]
+        # of very many test users only some were measured with the source hidden
+        return float(both[0][0] - both[1][0]) if len(both[1]) else None
 
     def _asked(self, row: int, source: str, served: Candidate) -> dict[str, float]:
         if self.attention is None or "cat_art" not in served.kind:
@@ -181,15 +184,25 @@ def measure(run: RunResult, *, n_threads: int) -> Metrics:
         if served is None or _fault(run, domain, served):
             continue
         scorer = run.recommender.domains[domain].scorer
-        users = np.flatnonzero(split.test.known_users())
+        users = _some_of(np.flatnonzero(split.test.known_users()), run, domain)
         lists = partial(_lists, split, users, n_threads=n_threads)
         whole = lists(scorer)
         for source in _others(run, domain):
-            less = lists(_retold(run, domain, _PERSONALISED, scorer, [source]))
+            less = lists(_retold(run, domain, _PERSONALISED, scorer, [source], users))
             values = ndcg(hits_of(less, users, split.test), split.test.counts()[users])
             both = {_NDCG: values, _KEPT: _kept(whole, less)}
             found.setdefault(source, {})[domain] = PerUser(users, both)
     return found
+
+
+def _some_of(
+    users: Int64[np.ndarray, " user"], run: RunResult, domain: str
+) -> Int64[np.ndarray, " user"]:
+    """All, or as many as tell a source's worth well enough: ranking anew takes its time."""
+    if len(users) <= MOST_USERS:
+        return users
+    stream = Seed(run.config.seed).child("hidden", domain)
+    return np.sort(stream.numpy().choice(users, MOST_USERS, replace=False))
 
 
 def without(run: RunResult, domain: str, *sources: str) -> Recommender:
@@ -268,11 +281,19 @@ def _fault(run: RunResult, domain: str, served: Candidate) -> str | None:
 
 
 def _retold(
-    run: RunResult, domain: str, strategy: str, model: Trained, sources: Sequence[str]
+    run: RunResult,
+    domain: str,
+    strategy: str,
+    model: Trained,
+    sources: Sequence[str],
+    users: Int64[np.ndarray, " user"] | None = None,
 ) -> Trained:
-    """The model of that strategy's users, with the sources hidden from it."""
+    """The model of that strategy's users, with the sources hidden from it.
+
+    Of other users than those, if they are given, it need not be right.
+    """
     if isinstance(model, Gated):
-        told = _retold(run, domain, strategy, model.told, sources)
+        told = _retold(run, domain, strategy, model.told, sources, users)
         return replace(model, told=cast(Model, told))
     served = _told(run, domain).get(strategy)
     parts = served.kind.split("+") if served else ()
@@ -295,10 +316,25 @@ def _retold(
         shared = everything.hidden(*sources) if sources else everything
         if strategy == _CROSS_DOMAIN:
             vectors = new_here(domain, run.splits[domain], run.stages, shared, run.config)
+        elif users is not None:
+            vectors = _served_some(shared, users, domain, run)
         else:
             vectors = served_with(shared, domain, run.stages, run.config)
         model = vectors if served.weight is None else reblended(model, vectors, served.weight)
     return model
+
+
+def _served_some(
+    shared: UserEmbeddings, users: Int64[np.ndarray, " user"], domain: str, run: RunResult
+) -> Factors:
+    """CAT-ART told what is `shared`, with the vectors of these users alone; 0 for all others."""
+    alone = run.stages.alone[domain]
+    here = replace(alone, factors=Factors(alone.factors.users[users], alone.factors.items))
+    stages = replace(run.stages, alone={**run.stages.alone, domain: here})
+    some = served_with(shared.of(users), domain, stages, run.config)
+    everybody = np.zeros_like(alone.factors.users)
+    everybody[users] = some.users
+    return Factors(everybody, some.items)
 
 
 def _attention(run: RunResult, domain: str) -> Float32[np.ndarray, "user source"]:
