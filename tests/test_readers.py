@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musketeers.config import DataConfig
+from musketeers.data.interactions import Interactions
 from musketeers.data.kcore import k_core
 from musketeers.data.readers import from_frames, read
 from musketeers.errors import DataError
@@ -151,10 +152,13 @@ def naive_core(pairs, min_user, min_item):
     st.integers(1, 4),
 )
 def test_k_core_is_the_naive_fixed_point(pairs, min_user, min_item):
-    users, items = np.array(sorted(pairs)).T
-    keep = k_core(users, items, min_user=min_user, min_item=min_item)
-    left = set(zip(users[keep].tolist(), items[keep].tolist(), strict=True))
-    assert left == naive_core(pairs, min_user, min_item)
+    table = Interactions.from_pairs(*np.array(sorted(pairs)).T, n_users=8, n_items=6)
+    users, items = k_core(table, min_user=min_user, min_item=min_item)
+    left = naive_core(pairs, min_user, min_item)
+    assert {(u, i) for u, i in pairs if users[u] and items[i]} == left
+    # and nobody without a pair
+    assert set(np.flatnonzero(users)) == {u for u, _ in left}
+    assert set(np.flatnonzero(items)) == {i for _, i in left}
 
 
 def test_k_core_drops_from_the_domain_and_users_stay_if_known_elsewhere():
