@@ -5,7 +5,6 @@ for each.  Loops that take a range of rows may run on several ranges at once.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import no_type_check
 
 import numpy as np
@@ -13,6 +12,9 @@ from jaxtyping import Bool, Int, Int32, Int64, Shaped
 from numba import njit
 
 from musketeers.parallel import available_threads, each
+
+_NEAR = 1 << 22
+"""Pairs whose items, of four bytes each, stay in the third-level cache."""
 
 _loop = njit(nogil=True, cache=True)
 
@@ -40,9 +42,15 @@ def built(parts: list[Part], *, n_users: int) -> Table:
     items = np.empty(indptr[-1], dtype=np.int32)
     times = np.empty(indptr[-1], dtype=np.int64) if parts and parts[0][2] is not None else None
     free = indptr[:-1].copy()
-    while parts:
-        _scatter(*parts.pop(), free, items, times)
-    on_even_rows(partial(_sort_rows, indptr, items, times), indptr)
+
+    def build(start: int, stop: int) -> None:
+        # reading all parts for some users only costs less than writing all over the memory
+        for part in parts:
+            _scatter(*part, free, items, times, start, stop)
+        _sort_rows(indptr, items, times, start, stop)
+
+    on_even_rows(build, indptr)
+    parts.clear()
     n = _drop_repeats(indptr, items, times)
     for values in (items, times):
         if values is not None:
@@ -50,15 +58,18 @@ def built(parts: list[Part], *, n_users: int) -> Table:
     return indptr, items, times
 
 
-def on_even_rows(loop: Callable[[int, int], object], indptr: Int64[np.ndarray, " row_plus_one"]) -> None:
-    """Run ``loop(start, stop)`` over all rows, shared out evenly by pairs to all threads.
+def on_even_rows(
+    loop: Callable[[int, int], object], indptr: Int64[np.ndarray, " row_plus_one"]
+) -> None:
+    """Run ``loop(start, stop)`` over all rows, some of about `_NEAR` pairs at a time.
 
-    For loops whose result is the same on any number of them.
+    For loops whose result is the same on any number of threads, as the rows do not touch.
     """
     n_threads = available_threads()
-    edges = np.searchsorted(indptr, np.linspace(indptr[0], indptr[-1], n_threads + 1)[1:-1])
-    edges = [0, *edges.tolist(), len(indptr) - 1]
-    each(lambda n: loop(edges[n], edges[n + 1]), n_threads, n_threads=n_threads)
+    n = max(n_threads, -(-int(indptr[-1] - indptr[0]) // _NEAR))
+    cuts = np.searchsorted(indptr, np.linspace(indptr[0], indptr[-1], n + 1)[1:-1])
+    edges = [0, *cuts.tolist(), len(indptr) - 1]
+    each(lambda part: loop(edges[part], edges[part + 1]), n, n_threads=n_threads)
 
 
 def counts(values: Int32[np.ndarray, " pair"], *, size: int) -> Int64[np.ndarray, " value"]:
@@ -131,14 +142,16 @@ def _count(values, found):
 
 @_loop
 @no_type_check
-def _scatter(users, items, times, free, sorted_items, sorted_times):
-    """Put each pair at its user's next free place."""
+def _scatter(users, items, times, free, sorted_items, sorted_times, start, stop):
+    """Put each pair of some users at its user's next free place."""
     for pair in range(len(users)):
-        place = free[users[pair]]
-        free[users[pair]] += 1
-        sorted_items[place] = items[pair]
-        if times is not None:
-            sorted_times[place] = times[pair]
+        user = users[pair]
+        if start <= user < stop:
+            place = free[user]
+            free[user] += 1
+            sorted_items[place] = items[pair]
+            if times is not None:
+                sorted_times[place] = times[pair]
 
 
 @_loop
