@@ -289,10 +289,10 @@ def fingerprints(domains: Domains) -> dict[str, str]:
     Under names that no domain can have, so that other inputs can stand beside them.
     """
     digests: dict[str, str] = {}
+    users = domains.users.to_bytes()
     for name, domain in domains.domains.items():
-        digest = hashlib.sha256()
-        for ids in (domains.users, domain.items):
-            digest.update(ids.to_bytes())
+        digest = hashlib.sha256(users)
+        digest.update(domain.items.to_bytes())
         for array in (domain.pairs.indptr, domain.pairs.items, domain.times):
             digest.update(b"none" if array is None else array.data)
         digests[f"{name}, pairs"] = digest.hexdigest()
