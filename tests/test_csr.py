@@ -10,31 +10,23 @@ N_USERS = 6
 ROWS = st.lists(st.tuples(st.integers(0, N_USERS - 1), st.integers(0, 9), st.integers(-5, 5)))
 
 
-def parts_of(chunks, *, timed):
-    columns = [np.array(chunk, np.int64).reshape(-1, 3).T for chunk in chunks]
-    return [
-        (user.astype(np.int32), item.astype(np.int32), time if timed else None)
-        for user, item, time in columns
-    ]
-
-
 def listed(indptr, items):
     users = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     return list(zip(users.tolist(), items.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("near", [1, 3, 1 << 22])
-@given(chunks=st.lists(ROWS, min_size=1), timed=st.booleans())
-def test_a_table_is_the_sorted_pairs_with_their_latest_times(near, chunks, timed):
+@given(rows=ROWS, timed=st.booleans())
+def test_a_table_is_the_sorted_pairs_with_their_latest_times(near, rows, timed):
     latest = {}
-    for user, item, time in sum(chunks, []):
+    for user, item, time in rows:
         latest[user, item] = max(time, latest.get((user, item), time))
-    parts = parts_of(chunks, timed=timed)
+    users, items, times = np.array(rows, np.int64).reshape(-1, 3).T
+    given = users.astype(np.int32), items.astype(np.int32), times if timed else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csr, "_NEAR", near)
-        indptr, items, times = csr.built(parts, n_users=N_USERS)
+        indptr, items, times = csr.built(*given, n_users=N_USERS)
     assert listed(indptr, items) == sorted(latest)
-    assert parts == []
     assert (times is not None) == timed
     if timed:
         assert times.tolist() == [latest[pair] for pair in sorted(latest)]

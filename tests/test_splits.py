@@ -269,9 +269,7 @@ def test_a_split_is_bit_by_bit_what_sorting_all_pairs_gives(block, rows, shares,
         patch.setattr(splits, "_BLOCK", block)
         found = split(domains, config, SEED)["a"]
     nothing = np.full(len(one.pairs), -1)
-    assert_apart(
-        found, one.pairs, slowly_by_rank(one.pairs, keys_of(one, method), nothing, shares)
-    )
+    assert_apart(found, one.pairs, slowly_by_rank(one.pairs, keys_of(one, method), nothing, shares))
 
 
 @given(ROWS, ROWS, SHARES, st.sampled_from(["random", "last"]))
@@ -301,6 +299,7 @@ def test_a_cut_is_where_the_pooled_times_put_it(a, b, shares):
 
 
 # --- new data of a domain
+
 
 def moved(before, later):
     """The split of the rows `before`, then that of the rows `later`."""

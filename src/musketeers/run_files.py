@@ -34,7 +34,6 @@ from musketeers.budget.halving import Round
 from musketeers.cat.train import Aligned
 from musketeers.data.domains import ColdUsers, Split
 from musketeers.data.drift import Reference
-from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError

@@ -159,7 +159,7 @@ def _updated(
 ) -> RunResult:
     check_place(out, resume=resume)
     n_threads = thread_count(threads, out if resume else None)
-    own = readers.read(_alone(config.data, domain), base=Path())
+    own = readers.read(_alone(config.data, domain), base=Path(), told=watch.rows)
     _check_ids(found, domain, own, config.data.domains[domain])
     was = _reading(found)
     reading = readers.joined({**dict.fromkeys(found.splits, was), domain: own})

@@ -18,44 +18,43 @@ _NEAR = 1 << 22
 
 _loop = njit(nogil=True, cache=True)
 
-Part = tuple[
-    Int32[np.ndarray, " row"], Int32[np.ndarray, " row"], Int64[np.ndarray, " row"] | None
-]
-"""Some pairs in any order, repeats too: user, item, and the time if there is one."""
 Table = tuple[
     Int64[np.ndarray, " row_plus_one"],
-    Int32[np.ndarray, " pair"],
-    Int64[np.ndarray, " pair"] | None,
+    Int32[np.ndarray, " distinct"],
+    Int64[np.ndarray, " distinct"] | None,
 ]
-"""Distinct pairs, each row ascending: `indptr`, item, and time."""
+"""Distinct pairs, each row ascending: `indptr`, item, and time if there is one."""
 
 
-def built(parts: list[Part], *, n_users: int) -> Table:
-    """The distinct pairs of all parts, each with its latest time; `parts` is emptied on the way.
+def built(
+    users: Int32[np.ndarray, " row"],
+    items: Int32[np.ndarray, " row"],
+    times: Int64[np.ndarray, " row"] | None = None,
+    *,
+    n_users: int,
+) -> Table:
+    """The distinct pairs of these rows in any order, each with its latest time.
 
     A counting sort by user, then a sort within each user.
     """
     indptr = np.zeros(n_users + 1, dtype=np.int64)
-    for users, _, _ in parts:
-        _count(users, indptr[1:])
+    _count(users, indptr[1:])
     np.cumsum(indptr, out=indptr)
-    items = np.empty(indptr[-1], dtype=np.int32)
-    times = np.empty(indptr[-1], dtype=np.int64) if parts and parts[0][2] is not None else None
     free = indptr[:-1].copy()
+    sorted_items = np.empty_like(items)
+    sorted_times = None if times is None else np.empty_like(times)
 
     def build(start: int, stop: int) -> None:
-        # reading all parts for some users only costs less than writing all over the memory
-        for part in parts:
-            _scatter(*part, free, items, times, start, stop)
-        _sort_rows(indptr, items, times, start, stop)
+        # reading all rows for some users only costs less than writing all over the memory
+        _scatter(users, items, times, free, sorted_items, sorted_times, start, stop)
+        _sort_rows(indptr, sorted_items, sorted_times, start, stop)
 
     on_even_rows(build, indptr)
-    parts.clear()
-    n = _drop_repeats(indptr, items, times)
-    for values in (items, times):
+    n = _drop_repeats(indptr, sorted_items, sorted_times)
+    for values in (sorted_items, sorted_times):
         if values is not None:
             values.resize(n, refcheck=False)  # in place
-    return indptr, items, times
+    return indptr, sorted_items, sorted_times
 
 
 def on_even_rows(

@@ -24,21 +24,31 @@ class Column:
 
     def __init__(self) -> None:
         self._encoders: dict[pl.DataType, _Encoder] = {}
-        self._chunks: list[tuple[pl.DataType, Int32[np.ndarray, " id"]]] = []
+        self._codes = np.empty(0, np.int32)
+        self._ends: list[tuple[pl.DataType, int]] = []
+        """Of each chunk: whose its codes are, and where they end."""
+
+    def __len__(self) -> int:
+        return self._ends[-1][1] if self._ends else 0
 
     def add(self, ids: pl.Series) -> None:
         """The next ids, of any type that `vocabulary.plain` leaves as it is.
 
         Raises what `columns.checked_ids` raises, but with a row and a count of no meaning.
         """
+        start, end = len(self), len(self) + len(ids)
+        if end > len(self._codes):
+            # one long array, which grows where it is: short ones would not all be given back
+            self._codes.resize(max(end, len(self._codes) * 5 // 4), refcheck=False)
         encoder = self._encoders.setdefault(ids.dtype, _Encoder())
-        self._chunks.append((ids.dtype, encoder.codes(ids)))
+        encoder.encode(ids, self._codes[start:end])
+        self._ends.append((ids.dtype, end))
 
-    def rows(self, *, numbers: bool) -> tuple[Vocabulary, list[Int32[np.ndarray, " id"]]]:
-        """All distinct ids, in the type of `columns.alike`, and the row of each id by chunk.
+    def rows(self, *, numbers: bool) -> tuple[Vocabulary, Int32[np.ndarray, " id"]]:
+        """All distinct ids, in the type of `columns.alike`, and the row of each id.
 
-        With `numbers`, text becomes integers if `columns.numbers_if_all` can make it such.  What
-        was added is forgotten.
+        With `numbers`, text becomes integers if `columns.numbers_if_all` can make it such.  To be
+        asked once, as the column keeps nothing.
         """
         own = [encoder.ids() for encoder in self._encoders.values()]
         own = alike([numbers_if_all(ids) for ids in own] if numbers else own)
@@ -47,11 +57,13 @@ class Column:
             dtype: vocabulary.rows(ids).astype(np.int32)
             for dtype, ids in zip(self._encoders, own, strict=True)
         }
-        for dtype, codes in self._chunks:
-            codes[:] = rows[dtype][codes]
-        chunks = [codes for _, codes in self._chunks]
-        self._chunks.clear()
-        return vocabulary, chunks
+        codes, self._codes = self._codes, np.empty(0, np.int32)
+        codes.resize(len(self), refcheck=False)
+        start = 0
+        for dtype, end in self._ends:
+            codes[start:end] = rows[dtype][codes[start:end]]
+            start = end
+        return vocabulary, codes
 
 
 class _Encoder:
@@ -69,11 +81,11 @@ class _Encoder:
         self._n = 0
         self._ids: list[pl.Series] = []
 
-    def codes(self, ids: pl.Series) -> Int32[np.ndarray, " id"]:
-        """The code of each id; see `Column.add` for what is raised."""
+    def encode(self, ids: pl.Series, codes: Int32[np.ndarray, " id"]) -> None:
+        """Write the code of each id into `codes`; see `Column.add` for what is raised."""
         if ids.has_nulls():
             checked_ids(ids, "")
-        codes, new = np.empty((2, len(ids)), np.int32)
+        new = np.empty(len(ids), np.int32)
         values, starts, texts = _numbers(ids), None, None
         if values is not None:
             keys = _mixed(values)
@@ -91,7 +103,6 @@ class _Encoder:
             if row < len(ids):
                 self._slots = _doubled(self._slots)
         self._ids.append(checked_ids(ids.gather(new[: self._n - n_before]), ""))
-        return codes
 
     def ids(self) -> pl.Series:
         """The id of every code."""
@@ -178,13 +189,15 @@ def _hashed(starts, texts):
 
 @_loop
 @no_type_check
-def _same(texts, start, stop, others, other_start, other_stop):
-    if stop - start != other_stop - other_start:
+def _same(texts, starts, row, others, other_starts, other_row):
+    start, other = starts[row], other_starts[other_row]
+    size = starts[row + 1] - start
+    if other_starts[other_row + 1] - other != size:
         return False
-    for n in range(stop - start):
-        if texts[start + n] != others[other_start + n]:
-            return False
-    return True
+    n = 0
+    while n < size and texts[start + n] == others[other + n]:
+        n += 1
+    return n == size
 
 
 @_loop
@@ -221,12 +234,10 @@ def _encode(keys, starts, texts, slots, known_starts, known, codes, new, row, n_
                     code = n
                     n += 1
                     break
-                if slots[slot, 0] == key:
-                    if starts is None or _same(
-                        texts, starts[at], starts[at + 1],
-                        known, known_starts[code], known_starts[code + 1],
-                    ):  # fmt: skip
-                        break
+                if slots[slot, 0] == key and (
+                    starts is None or _same(texts, starts, at, known, known_starts, code)
+                ):
+                    break
                 slot = (slot + 1) & last
             codes[at] = code
     return len(codes), n

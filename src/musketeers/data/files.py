@@ -143,9 +143,7 @@ def _read_parquet(
     if file.read() != _PARQUET:
         raise DataError(f"{path}: Parquet file is cut off; copy or write it again")
     file.seek(0)
-    content = arrow_parquet.ParquetFile(
-        file, page_checksum_verification=True, buffer_size=_BUFFER
-    )
+    content = arrow_parquet.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER)
     names = cast("list[str]", content.schema_arrow.names)
     _check_columns(path, names, columns)
     for batch in content.iter_batches(ROWS, columns=list(columns)):
@@ -153,9 +151,7 @@ def _read_parquet(
         yield cast("pl.DataFrame", pl.from_arrow(batch)).select(columns)
 
 
-def _read_csv(
-    path: Path, file: BufferedIOBase, columns: Sequence[str]
-) -> Iterator[pl.DataFrame]:
+def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     packed = file.read(len(_GZIP)) == _GZIP
     file.seek(0)
     with gzip.open(file) if packed else nullcontext(file) as content:

@@ -41,8 +41,9 @@ class Interactions:
                 raise DataError(
                     f"{name} rows span {rows.min()}..{rows.max()}, outside 0..{size - 1}"
                 )
-        pairs = users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), None
-        indptr, found, _ = csr.built([pairs], n_users=n_users)
+        indptr, found, _ = csr.built(
+            users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), n_users=n_users
+        )
         return cls.from_csr(indptr, found, n_items=n_items)
 
     @classmethod

@@ -12,7 +12,7 @@ from musketeers.data.interactions import Interactions
 def k_core(
     pairs: Interactions, *, min_user: int, min_item: int
 ) -> tuple[Bool[np.ndarray, " user"], Bool[np.ndarray, " item"]]:
-    """Which users and items are left once every user has `min_user` pairs and every item `min_item`.
+    """Which users and which items are left once all have `min_user` and `min_item` pairs.
 
     A pair is left if its user and its item are.  Dropping an item can take a user below the bound
     and the reverse, so both are repeated until nothing changes; the result is the largest such set.

@@ -24,6 +24,7 @@ from musketeers.data.kcore import k_core
 from musketeers.data.vocabulary import Vocabulary, plain
 from musketeers.errors import DataError
 from musketeers.parallel import available_threads, each
+from musketeers.protocols import Rows, untold
 
 Role = Literal["user", "item", "timestamp"]
 ROLES: tuple[Role, ...] = ("user", "item", "timestamp")
@@ -81,16 +82,26 @@ class _Rows:
     kinds: dict[Role, dict[str, str]] = field(default_factory=dict[Role, dict[str, str]])
     """Of each column, what kinds there are, and where each was met last."""
 
-    def add(self, origin: str, batches: Callable[[], Iterable[pl.DataFrame]]) -> int:
+    def add(
+        self,
+        origin: str,
+        batches: Callable[[], Iterable[pl.DataFrame]],
+        on_rows: Callable[[int], object],
+    ) -> int:
         """All rows of one file or frame, which may be asked for twice; how many there are."""
+        n_rows = 0
         try:
-            return sum(self._add(origin, batch) for batch in batches())
+            for batch in batches():
+                self._add(origin, batch)
+                n_rows += len(batch)
+                on_rows(len(batch))
+            return n_rows
         except DataError:
             # only all rows together tell which is the first with a fault, and how many have it
             _check(pl.concat(batches()), self.columns, origin)
             raise
 
-    def _add(self, origin: str, batch: pl.DataFrame) -> int:
+    def _add(self, origin: str, batch: pl.DataFrame) -> None:
         values = {role: batch[column] for role, column in self.columns.items()}
         values["user"], values["item"] = plain(values["user"]), plain(values["item"])
         coded = (self.users, values["user"]), (self.items, values["item"])
@@ -99,7 +110,6 @@ class _Rows:
             self.times.append(values["timestamp"])
         for role, column in values.items():
             self.kinds.setdefault(role, {})[kind(column)] = origin
-        return len(batch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,18 +124,21 @@ class _Core:
     source: Source
 
 
-def read(config: DataConfig, *, base: Path) -> Reading:
+def read(config: DataConfig, *, base: Path, told: Rows = untold) -> Reading:
     """The domains that `config` names; relative paths count from the folder `base`.
 
     Ids of a CSV file become integers if all of them are written the usual way, and stay
     text otherwise.  If domains disagree on the type of user ids, all are compared as text.
-    Row numbers depend on the ids alone, not on the order of files or rows.  Raises
-    `DataError`, one line, for anything that cannot be read as stated.
+    Row numbers depend on the ids alone, not on the order of files or rows.  `told` hears how many
+    rows have been read.  Raises `DataError`, one line, for anything that cannot be read as stated.
     """
     wanted = {name: _wanted(config, name) for name in config.domains}
     paths = {name: files.find(source, base) for name, source in config.domains.items()}
     _refuse_shared_files(paths)
-    cores = {n: _from_files(n, paths[n], columns, config) for n, columns in wanted.items()}
+    cores: dict[str, _Core] = {}
+    for name, columns in wanted.items():
+        with told("read", name) as on_rows:
+            cores[name] = _from_files(name, paths[name], columns, config, on_rows)
     return _joined(cores)
 
 
@@ -193,11 +206,18 @@ def _refuse_shared_frames(frames: Mapping[str, object]) -> None:
 
 
 def _from_files(
-    name: str, paths: Sequence[Path], columns: Mapping[Role, str], config: Columns
+    name: str,
+    paths: Sequence[Path],
+    columns: Mapping[Role, str],
+    config: Columns,
+    on_rows: Callable[[int], object],
 ) -> _Core:
     rows, wanted = _Rows(columns), list(columns.values())
-    n_rows = {path: rows.add(str(path), partial(files.batches, path, wanted)) for path in paths}
-    filled = [str(path) for path in paths if n_rows[path]]
+    filled = [
+        str(path)
+        for path in paths
+        if rows.add(str(path), partial(files.batches, path, wanted), on_rows)
+    ]
     if not filled:
         raise DataError(f"{paths[0]}: holds no interactions, only a header")
     origin = filled[0] if len(filled) == 1 else f"{len(filled)} files"
@@ -208,7 +228,7 @@ def _from_files(
 def _from_frame(name: str, frame: object, columns: Mapping[Role, str], config: Columns) -> _Core:
     origin, rows = f"domain {name}", _Rows(columns)
     whole = _polars(origin, frame, list(columns.values()))
-    if not rows.add(origin, partial(whole.iter_slices, files.ROWS)):
+    if not rows.add(origin, partial(whole.iter_slices, files.ROWS), lambda _: None):
         raise DataError(f"{origin}: the frame has no rows")
     return _core(name, rows, origin, config, numbers=False)
 
@@ -252,9 +272,15 @@ def _core(name: str, rows: _Rows, origin: str, config: Columns, *, numbers: bool
         if len(kinds := rows.kinds[role]) > 1:
             found = ", ".join(f"{k} in {where}" for k, where in sorted(kinds.items()))
             raise DataError(f"column {column!r} has mixed types: {found}; write all files alike")
-    users, items, parts, unit = _parts(rows, origin, numbers=numbers)
-    n_rows = sum(len(chunk) for chunk, _, _ in parts)
-    indptr, row_items, times = csr.built(parts, n_users=len(users))
+    n_rows, times, unit = len(rows.users), None, None
+    if "timestamp" in rows.columns:
+        where = f"{origin}: column {rows.columns['timestamp']!r}"
+        times, unit = moments(pl.concat(alike(rows.times)), where)
+        rows.times.clear()
+    users, user = rows.users.rows(numbers=numbers)
+    items, item = rows.items.rows(numbers=numbers)
+    indptr, row_items, times = csr.built(user, item, times, n_users=len(users))
+    del user, item  # before more is made
     pairs = Interactions.from_csr(indptr, row_items, n_items=len(items))
     n_pairs = len(pairs)
     user_left, item_left = k_core(pairs, min_user=config.min_user, min_item=config.min_item)
@@ -281,21 +307,6 @@ def _core(name: str, rows: _Rows, origin: str, config: Columns, *, numbers: bool
             item_type=kind(items.values),
         ),
     )
-
-
-def _parts(
-    rows: _Rows, origin: str, *, numbers: bool
-) -> tuple[Vocabulary, Vocabulary, list[csr.Part], str | None]:
-    """The domain's own ids, its rows in their numbers, and the unit of the times."""
-    users, of_users = rows.users.rows(numbers=numbers)
-    items, of_items = rows.items.rows(numbers=numbers)
-    if "timestamp" not in rows.columns:
-        nothing = [None] * len(of_users)
-        return users, items, list(zip(of_users, of_items, nothing, strict=True)), None
-    where = f"{origin}: column {rows.columns['timestamp']!r}"
-    times, unit = moments(pl.concat(alike(rows.times)), where)
-    of_times = np.split(times, np.cumsum([len(chunk) for chunk in of_users[:-1]]))
-    return users, items, list(zip(of_users, of_items, of_times, strict=True)), unit
 
 
 def _renumbered(

@@ -1,6 +1,6 @@
 """Which interactions are held out: at random, each user's latest, or all after one moment."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import no_type_check
 
@@ -13,6 +13,7 @@ from musketeers.data import csr
 from musketeers.data.domains import ColdUsers, Domain, Domains, Split
 from musketeers.data.interactions import Interactions
 from musketeers.errors import DataError
+from musketeers.protocols import Rows, untold
 from musketeers.seeding import Seed
 
 _BLOCK = 1 << 22
@@ -31,7 +32,9 @@ _REMEDIES: Mapping[str, str] = {
 }
 
 
-def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]:
+def split(
+    domains: Domains, config: SplitConfig, seed: Seed, *, told: Rows = untold
+) -> dict[str, Split]:
     """Every domain's pairs, apart into train, valid and test.
 
     `random` and `last` hold out of a user's n pairs ceil(test n) and ceil(valid n), or none
@@ -43,6 +46,8 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
     expectation that share of the users of each domain whom others know too, each in one domain at
     most.  What they have there is apart from the rest, in `Split.cold`.
 
+    `told` hears how many pairs have a purpose by now.
+
     Raises `DataError` if `last` or `time` finds no times or too few different ones, or if a
     domain is left without a train pair, a valid pair (with ``valid > 0``), or a test pair
     (with ``test > 0``).
@@ -50,10 +55,11 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
     if config.method == "time":
         purposes = _by_moment(domains, config)
     else:
-        purposes = {
-            name: _by_rank(name, domain, np.full(len(domain.pairs), _NEW, np.int8), config, seed)
-            for name, domain in domains.domains.items()
-        }
+        purposes: dict[str, Int8[np.ndarray, " pair"]] = {}
+        for name, domain in domains.domains.items():
+            new = np.full(len(domain.pairs), _NEW, np.int8)
+            with told("split", name) as on_rows:
+                purposes[name] = _by_rank(name, domain, new, config, seed, on_rows)
     cold = _cold(domains, config.cold, seed)
     return {
         name: _apart(name, domain.pairs, purposes[name], cold[name], config)
@@ -93,7 +99,8 @@ def split_again(
     draws = seed.child("cold", name).numpy().random(pairs.n_users)
     with_history = _counts(pairs, kept != _NEW) > 0
     cold |= eligible & ~with_history & (draws < config.cold)
-    return _apart(name, pairs, _by_rank(name, domain, kept, config, seed), cold, config)
+    purpose = _by_rank(name, domain, kept, config, seed, lambda _: None)
+    return _apart(name, pairs, purpose, cold, config)
 
 
 def _kept(
@@ -121,9 +128,7 @@ def _cold(domains: Domains, share: float, seed: Seed) -> dict[str, Bool[np.ndarr
     return {name: chosen & (place == n) for n, name in enumerate(domains.domains)}
 
 
-def _counts(
-    pairs: Interactions, marked: Bool[np.ndarray, " pair"]
-) -> Int64[np.ndarray, " user"]:
+def _counts(pairs: Interactions, marked: Bool[np.ndarray, " pair"]) -> Int64[np.ndarray, " user"]:
     """How many of each user's pairs are marked."""
     return np.diff(csr.marked(pairs.indptr, marked))
 
@@ -135,7 +140,12 @@ def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
 
 
 def _by_rank(
-    name: str, domain: Domain, kept: Int8[np.ndarray, " pair"], config: SplitConfig, seed: Seed
+    name: str,
+    domain: Domain,
+    kept: Int8[np.ndarray, " pair"],
+    config: SplitConfig,
+    seed: Seed,
+    on_rows: Callable[[int], object],
 ) -> Int8[np.ndarray, " pair"]:
     """The purpose of each pair: the one that it has, else by its rank among the user's new ones.
 
@@ -155,6 +165,7 @@ def _by_rank(
         csr.on_even_rows(
             partial(_hold_out, indptr, keys, n_test[users], n_valid[users], part), indptr
         )
+        on_rows(len(part))
     return purpose
 
 
@@ -171,7 +182,10 @@ def _keys(
         within = int(np.searchsorted(indptr, indptr[start] + _BLOCK, side="right")) - 1
         stop = max(start + 1, within)
         pairs = slice(indptr[start], indptr[stop])
-        yield slice(start, stop), draws.random(pairs.stop - pairs.start) if times is None else times[pairs]
+        yield (
+            slice(start, stop),
+            draws.random(pairs.stop - pairs.start) if times is None else times[pairs],
+        )
         start = stop
 
 
