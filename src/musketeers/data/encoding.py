@@ -14,7 +14,9 @@ _FEWEST_SLOTS = 1 << 12
 """Of a new table; a power of 2, as is every number of slots."""
 _FREE = -1
 _BLOCK = 64
-_WIDE = (pl.Int128, pl.UInt128)
+_NARROW = (
+    pl.Boolean, pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32
+)  # fmt: skip
 
 _loop = njit(nogil=True, cache=True)
 
@@ -114,14 +116,14 @@ def _numbers(ids: pl.Series) -> Int64[np.ndarray, " id"] | None:
     ids = ids.to_physical()
     if ids.dtype == pl.UInt64:
         return ids.reinterpret(signed=True).to_numpy()
-    if ids.dtype == pl.Boolean or (ids.dtype.is_integer() and ids.dtype not in _WIDE):
+    if isinstance(ids.dtype, _NARROW):
         return ids.cast(pl.Int64).to_numpy()
     return None
 
 
 def _texts(ids: pl.Series) -> tuple[Int64[np.ndarray, " id_plus_one"], UInt8[np.ndarray, " byte"]]:
     """Where each text starts, and the bytes of all."""
-    text = ids if ids.dtype in (pl.String, pl.Binary) else ids.cast(pl.String)
+    text = ids if isinstance(ids.dtype, pl.String | pl.Binary) else ids.cast(pl.String)
     arrow = text.rechunk().to_arrow()
     _, starts, content = arrow.buffers()
     found = np.frombuffer(starts, np.int64)[arrow.offset : arrow.offset + len(ids) + 1]

@@ -133,7 +133,7 @@ def _swapped(
     as_users = _rows_among(users, items)
     for n, name in enumerate(items):
         others = [other for other in range(len(items)) if other != n]
-        known_elsewhere = known[others].any(axis=0)
+        known_elsewhere = np.logical_or.reduce(known[others])
         are_items = np.zeros(len(users), np.bool_)
         for other in others:
             are_items[as_users[other][as_users[other] >= 0]] = True

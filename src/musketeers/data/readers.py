@@ -102,7 +102,7 @@ class _Rows:
             raise
 
     def _add(self, origin: str, batch: pl.DataFrame) -> None:
-        values = {role: batch[column] for role, column in self.columns.items()}
+        values: dict[Role, pl.Series] = {r: batch[column] for r, column in self.columns.items()}
         values["user"], values["item"] = plain(values["user"]), plain(values["item"])
         coded = (self.users, values["user"]), (self.items, values["item"])
         each(lambda n: coded[n][0].add(coded[n][1]), 2, n_threads=min(2, available_threads()))
