@@ -258,6 +258,13 @@ def test_files_whose_integers_have_different_widths_are_one_domain(tmp_path):
     assert [p[:2] for p in listed(one(tmp_path))] == [(0, 2), (1, 2), (2, 2), (7, 1)]
 
 
+def test_a_file_without_rows_may_have_any_type(tmp_path):
+    nothing = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.Float64})
+    nothing.write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"user_id": [1], "item_id": [2]}).write_parquet(tmp_path / "b.parquet")
+    assert listed(one(tmp_path)) == [(1, 2, None)]
+
+
 def test_user_ids_of_different_type_are_compared_as_text():
     numbers = pl.DataFrame({"user_id": [10, 9, 9], "item_id": [1, 2, 1], "t": [7, 8, 9]})
     texts = pl.DataFrame({"user_id": ["9", "z"], "item_id": [1, 1], "t": [1, 2]})

@@ -13,7 +13,9 @@ from musketeers.data.vocabulary import Vocabulary
 _FEWEST_SLOTS = 1 << 12
 """Of a new table; a power of 2, as is every number of slots."""
 _FREE = -1
+"""The code in a slot that has none."""
 _BLOCK = 64
+"""Ids looked up at a time; their slots stay in the first-level cache."""
 _NARROW = (
     pl.Boolean, pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32
 )  # fmt: skip

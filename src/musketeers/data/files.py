@@ -149,6 +149,7 @@ def _read_parquet(
     for batch in content.iter_batches(ROWS, columns=list(columns)):
         batch.validate(full=True)  # damaged text would stop the process inside polars
         yield cast("pl.DataFrame", pl.from_arrow(batch)).select(columns)
+    pa.default_memory_pool().release_unused()  # what batches took would stay with the process
 
 
 def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> Iterator[pl.DataFrame]:

@@ -91,7 +91,7 @@ class _Rows:
         """All rows of one file or frame, which may be asked for twice; how many there are."""
         n_rows = 0
         try:
-            for batch in batches():
+            for batch in filter(len, batches()):
                 self._add(origin, batch)
                 n_rows += len(batch)
                 on_rows(len(batch))
