@@ -3,6 +3,11 @@
 import sys
 
 import pytest
+from hypothesis import settings
+
+# the first example of a test may have to wait for the compiler
+settings.register_profile("compiled", deadline=None)
+settings.load_profile("compiled")
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musketeers.config import DataConfig
+from musketeers.data import files
+from musketeers.data.columns import numbers_if_all
+from musketeers.data.interactions import Interactions
 from musketeers.data.kcore import k_core
 from musketeers.data.readers import from_frames, read
 from musketeers.errors import DataError
@@ -151,10 +154,13 @@ def naive_core(pairs, min_user, min_item):
     st.integers(1, 4),
 )
 def test_k_core_is_the_naive_fixed_point(pairs, min_user, min_item):
-    users, items = np.array(sorted(pairs)).T
-    keep = k_core(users, items, min_user=min_user, min_item=min_item)
-    left = set(zip(users[keep].tolist(), items[keep].tolist(), strict=True))
-    assert left == naive_core(pairs, min_user, min_item)
+    table = Interactions.from_pairs(*np.array(sorted(pairs)).T, n_users=8, n_items=6)
+    users, items = k_core(table, min_user=min_user, min_item=min_item)
+    left = naive_core(pairs, min_user, min_item)
+    assert {(u, i) for u, i in pairs if users[u] and items[i]} == left
+    # and nobody without a pair
+    assert set(np.flatnonzero(users)) == {u for u, _ in left}
+    assert set(np.flatnonzero(items)) == {i for _, i in left}
 
 
 def test_k_core_drops_from_the_domain_and_users_stay_if_known_elsewhere():
@@ -165,6 +171,98 @@ def test_k_core_drops_from_the_domain_and_users_stay_if_known_elsewhere():
     assert [p[:2] for p in listed(reading)] == [(1, 5), (1, 6), (2, 5), (2, 6)]
     assert [p[:2] for p in listed(reading, "b")] == [(3, 7), (3, 8), (4, 7), (4, 8)]
     assert reading.sources["a"].dropped == 1
+
+
+def slowly(rows, *, k):
+    """(user_id, item_id, time) of every pair that is left, by the rules and nothing else."""
+    latest = {}
+    for user, item, time in rows:
+        latest[user, item] = max(time, latest.get((user, item), time))
+    return [(*pair, latest[pair]) for pair in sorted(naive_core(set(latest), k, k))]
+
+
+ANY_IDS = st.one_of(
+    st.integers(-3, 3),
+    st.integers(-(2**63), 2**63 - 1).map(lambda n: n - n % 2**61),  # few, far apart
+    st.sampled_from(["a", "ab", "b", "é", "a longer id than twelve bytes", "a longer id than"]),
+)
+DRAWN = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40
+)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+@given(
+    drawn=DRAWN,
+    users=st.lists(ANY_IDS, min_size=4, max_size=4, unique=True),
+    items=st.lists(ANY_IDS, min_size=4, max_size=4, unique=True),
+    k=st.integers(1, 2),
+    cuts=st.tuples(st.integers(0, 40), st.integers(1, 9), st.integers(1, 9)),
+)
+def test_reading_batch_by_batch_is_reading(ending, tmp_path_factory, drawn, users, items, k, cuts):
+    users, items = ([str(i) for i in ids] if len({*map(type, ids)}) > 1 else ids
+                    for ids in (users, items))  # fmt: skip
+    rows = [(users[u], items[i], t) for u, i, t in drawn]
+    folder = tmp_path_factory.mktemp("parts")
+    whole = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
+    first, of_batch, of_group = cuts
+    for name, part in (("1", whole[:first]), ("2", whole[first:])):
+        if ending == "parquet":
+            part.write_parquet(folder / f"{name}.parquet", row_group_size=of_group)
+        else:
+            part.write_csv(folder / f"{name}.csv")
+    if ending == "csv":  # where numbers written as text are numbers
+        whole = whole.with_columns(numbers_if_all(whole[c].cast(pl.String)) for c in whole.columns)
+        rows = whole.rows()
+    expected = slowly(rows, k=k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "ROWS", of_batch)
+        for ask in (
+            lambda: one(folder, k=k, timestamp="t"),
+            lambda: from_frames({"a": whole}, settings(k=k, a="", timestamp="t")),
+        ):
+            if not expected:
+                with pytest.raises(DataError, match="distinct pairs is left"):
+                    ask()
+                continue
+            reading = ask()
+            assert listed(reading) == expected
+            source = reading.sources["a"]
+            n_pairs = len({row[:2] for row in rows})
+            assert (source.rows, source.repeats) == (len(rows), len(rows) - n_pairs)
+            assert source.dropped == n_pairs - len(expected)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ([1, 2, 3, None, 5, None], "2 of 6 ids are missing .*, the first in row 4"),
+        (["a", "b", "c", "d", " ", ""], "2 of 6 ids are missing .*, the first in row 5"),
+        (["a", "b", "c", "d", "e" * 300, None], "1 of 6 ids are missing .*, the first in row 6"),
+        (["a", "b", "c", "d", "e" * 300, "f"], "the id in row 5 has 300 bytes, more than 256"),
+    ],
+)
+def test_rows_with_faults_are_counted_over_the_whole_file(tmp_path, monkeypatch, users, message):
+    monkeypatch.setattr(files, "ROWS", 2)
+    frame = pl.DataFrame({"user_id": users, "item_id": range(6)})
+    frame.write_parquet(tmp_path / "a.parquet")
+    for ask in (lambda: one(tmp_path / "a.parquet"), lambda: framed(frame)):
+        with pytest.raises(DataError, match=message):
+            ask()
+
+
+def test_files_whose_integers_have_different_widths_are_one_domain(tmp_path):
+    for n, dtype in enumerate((pl.UInt8, pl.Int64, pl.Int32)):
+        table = {"user_id": pl.Series([7, n], dtype=dtype), "item_id": [1, 2]}
+        pl.DataFrame(table).write_parquet(tmp_path / f"{n}.parquet")
+    assert [p[:2] for p in listed(one(tmp_path))] == [(0, 2), (1, 2), (2, 2), (7, 1)]
+
+
+def test_a_file_without_rows_may_have_any_type(tmp_path):
+    nothing = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.Float64})
+    nothing.write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"user_id": [1], "item_id": [2]}).write_parquet(tmp_path / "b.parquet")
+    assert listed(one(tmp_path)) == [(1, 2, None)]
 
 
 def test_user_ids_of_different_type_are_compared_as_text():

@@ -387,6 +387,20 @@ def test_without_a_terminal_each_stage_leaves_one_plain_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_rows_are_told_with_their_rate_if_they_took_a_while(tmp_path, monkeypatch, terminal):
+    for unnoticed, said in ((0.0, 1), (60.0, 0)):
+        monkeypatch.setattr(progress, "UNNOTICED", unnoticed)
+        out, watching = watch(tmp_path, terminal=terminal)
+        with watching as watcher, watcher.rows("read", "tv") as on_rows:
+            on_rows(1_000_000)
+            on_rows(234_567)
+        found = re.findall(
+            r"read     tv           1,234,567 rows  \d+\.\d [kM]/s, ", out.getvalue()
+        )
+        assert len(found) == said
+
+
 def test_a_stage_that_fails_leaves_no_summary(tmp_path):
     for terminal in (False, True):
         out, watching = watch(tmp_path, terminal=terminal)

@@ -17,7 +17,7 @@ from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import RunError
-from musketeers.runs import fit_run
+from musketeers.runs import Quiet, fit_run
 from musketeers.seeding import Seed
 
 SETTINGS = """
@@ -54,11 +54,13 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from musketeers import config
-from musketeers.runs import fit_run
+from musketeers.runs import Quiet, fit_run
 
 torch.set_num_threads(1)
 
 class Telling:
+    rows = Quiet().rows
+
     @contextmanager
     def stage(self, stage, domain, *, samples, max_epochs):
         yield lambda epoch: print("epoch", stage, domain, epoch.number, flush=True)
@@ -111,6 +113,8 @@ class Interrupting:
 
     def __init__(self, stage, domain, number):
         self.when = stage, domain, number
+
+    rows = Quiet().rows
 
     @contextmanager
     def stage(self, stage, domain, *, samples, max_epochs):

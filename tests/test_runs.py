@@ -22,7 +22,7 @@ from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import Validation
 from musketeers.models.registry import MODELS
 from musketeers.report import tables as tables_of
-from musketeers.runs import evaluate_run, fit_run
+from musketeers.runs import Quiet, evaluate_run, fit_run
 from musketeers.seeding import Seed
 
 METRICS = ["precision@10", "recall@10", "ndcg@10", "precision@20", "recall@20", "ndcg@20"]
@@ -67,6 +67,8 @@ class Listening:
 
     def __init__(self):
         self.lines, self.stages = [], []
+
+    rows = Quiet().rows
 
     @contextmanager
     def stage(self, stage, domain, *, samples, max_epochs):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musketeers.config import SplitConfig
+from musketeers.data import splits
 from musketeers.data.domains import Domain, Domains
 from musketeers.data.interactions import Interactions
 from musketeers.data.splits import split, split_again
@@ -17,6 +18,7 @@ from musketeers.seeding import Seed
 
 N_USERS, N_ITEMS = 6, 40
 SEED = Seed(3)
+NOBODY, EVERYBODY = np.zeros(N_USERS, bool), np.ones(N_USERS, bool)
 
 
 def domain(rows):
@@ -222,9 +224,81 @@ def test_a_user_who_appears_after_the_cut_has_an_empty_train_row():
     assert parts.test.of(1).tolist() == [0]
 
 
-# --- new data of a domain
+# --- against the definition, written out: all pairs sorted at once
 
-NOBODY, EVERYBODY = np.zeros(N_USERS, bool), np.ones(N_USERS, bool)
+
+def slowly_by_rank(pairs, keys, kept, shares):
+    """The purpose of each pair: 0 train, 1 valid, 2 test; `kept` has -1 where there is none yet."""
+    users, n = pairs.users(), pairs.counts()
+    n_test, n_valid = (np.ceil(share * n - 1e-9).astype(int) for share in shares)
+    some = n_test + n_valid < n
+    n_test, n_valid = (
+        np.maximum(count * some - np.bincount(users[kept == code], minlength=len(n)), 0)
+        for count, code in ((n_test, 2), (n_valid, 1))
+    )
+    order = np.lexsort((pairs.items, keys, kept == -1, users))
+    from_end = pairs.indptr[users + 1] - 1 - np.arange(len(pairs))
+    purpose = np.empty(len(pairs), int)
+    purpose[order] = np.select(
+        [from_end < n_test[users], from_end < (n_test + n_valid)[users]], [2, 1], 0
+    )
+    return np.where(kept == -1, purpose, kept)
+
+
+def keys_of(domain, method):
+    draws = SEED.child("split", "a").numpy().random(len(domain.pairs))
+    return domain.times if method == "last" else draws
+
+
+def assert_apart(split, pairs, purpose):
+    users = pairs.users()
+    for code, part in enumerate((split.train, split.valid, split.test)):
+        assert part.indptr.dtype == np.int64
+        assert part.items.dtype == np.int32
+        expected = zip(users[purpose == code], pairs.items[purpose == code], strict=True)
+        assert listed(part) == list(expected)
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 22])
+@given(rows=ROWS, shares=SHARES, method=st.sampled_from(["random", "last"]))
+def test_a_split_is_bit_by_bit_what_sorting_all_pairs_gives(block, rows, shares, method):
+    domains = together(a=rows)
+    one = domains.domains["a"]
+    config = SplitConfig(method=method, test=shares[0], valid=shares[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "_BLOCK", block)
+        found = split(domains, config, SEED)["a"]
+    nothing = np.full(len(one.pairs), -1)
+    assert_apart(found, one.pairs, slowly_by_rank(one.pairs, keys_of(one, method), nothing, shares))
+
+
+@given(ROWS, ROWS, SHARES, st.sampled_from(["random", "last"]))
+def test_a_new_split_is_bit_by_bit_what_sorting_all_pairs_gives(before, later, shares, method):
+    config = SplitConfig(method=method, test=shares[0], valid=shares[1])
+    first = split(together(a=before), config, SEED)["a"]
+    one = domain({**later, **dict.fromkeys(list(before)[::2], 5)})
+    kept = np.full(len(one.pairs), -1)
+    for code, part in enumerate((first.train, first.valid, first.test)):
+        kept[np.isin(one.pairs.keys(), part.keys())] = code
+    purpose = slowly_by_rank(one.pairs, keys_of(one, method), kept, shares)
+    again = split_again("a", one, first, config, SEED, eligible=NOBODY)
+    assert_apart(again, one.pairs, purpose)
+
+
+@given(ROWS, ROWS, SHARES)
+def test_a_cut_is_where_the_pooled_times_put_it(a, b, shares):
+    config = SplitConfig(method="time", test=shares[0], valid=shares[1])
+    domains = together(a=a, b=b)
+    found = split(domains, config, SEED)
+    moments, counts = np.unique([*a.values(), *b.values()], return_counts=True)
+    valid_from, test_from = splits._cuts(counts, config)
+    for name, one in domains.domains.items():
+        place = np.searchsorted(moments, one.times)
+        purpose = np.select([place >= test_from, place >= valid_from], [2, 1], 0)
+        assert_apart(found[name], one.pairs, purpose)
+
+
+# --- new data of a domain
 
 
 def moved(before, later):

@@ -13,7 +13,7 @@ from musketeers import runs
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ConfigError, DataError, RunError, UnknownNameError
 from musketeers.run_files import open_run
-from musketeers.runs import evaluate_run, fit_run
+from musketeers.runs import Quiet, evaluate_run, fit_run
 from musketeers.seeding import Seed
 from musketeers.updates import add_domain, refresh
 
@@ -97,6 +97,8 @@ class Listening:
 
     def __init__(self, until=None):
         self.lines, self.stages, self.until = [], [], until
+
+    rows = Quiet().rows
 
     @contextmanager
     def stage(self, stage, domain, *, samples, max_epochs):

@@ -17,6 +17,8 @@ from musketeers.report.words import duration
 from musketeers.run_folder import RunFolder
 from musketeers.training import Epoch
 
+UNNOTICED = 2.0
+"""Seconds up to which passing over rows leaves no line."""
 _LOSS_STAGES = ("cat",)
 """Their validation value is minus a loss; the others' is NDCG@10."""
 
@@ -64,6 +66,14 @@ class Plain:
         yield tally.add
         self.say(tally.summary())
 
+    @contextmanager
+    def rows(self, stage: str, domain: str) -> Generator[Callable[[int], None]]:
+        """See `runs.Watch.rows`."""
+        tally = RowTally(stage, domain)
+        yield tally.add
+        if tally.seconds() > UNNOTICED:
+            self.say(tally.summary())
+
     def say(self, line: str) -> None:
         """See `runs.Watch.say`."""
         _print(self.console, line)
@@ -92,6 +102,23 @@ class Live:
         finally:
             self.progress.remove_task(task)
         self.say(tally.summary())
+
+    @contextmanager
+    def rows(self, stage: str, domain: str) -> Generator[Callable[[int], None]]:
+        """See `runs.Watch.rows`."""
+        tally = RowTally(stage, domain)
+        task = self.progress.add_task(tally.running(), total=None, left="")
+
+        def on_rows(n_rows: int) -> None:
+            tally.add(n_rows)
+            self.progress.update(task, description=tally.running())
+
+        try:
+            yield on_rows
+        finally:
+            self.progress.remove_task(task)
+        if tally.seconds() > UNNOTICED:
+            self.say(tally.summary())
 
     def say(self, line: str) -> None:
         """See `runs.Watch.say`."""
@@ -156,11 +183,41 @@ class Tally:
         seconds = sum(epoch.seconds for epoch in trained)
         if not seconds:
             return "0"
-        rate = self.samples * sum(epoch.passes for epoch in trained) / seconds
-        return f"{rate / 1e6:.1f} M" if rate >= 1e5 else f"{rate / 1e3:.1f} k"
+        return _short(self.samples * sum(epoch.passes for epoch in trained) / seconds)
 
     def _trained(self) -> list[Epoch]:
         return [epoch for epoch in self.epochs if epoch.number > 0]
+
+
+@dataclass(slots=True)
+class RowTally:
+    """The rows of one stage so far, in words."""
+
+    stage: str
+    domain: str
+    n_rows: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+    def add(self, n_rows: int) -> None:
+        """Count so many more."""
+        self.n_rows += n_rows
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.start
+
+    def running(self) -> str:
+        """The live line."""
+        rate = self.n_rows / self.seconds()
+        return f"{self.stage:<8} {self.domain:<11}  {self.n_rows:,} rows  {_short(rate)}/s"
+
+    def summary(self) -> str:
+        """What remains of a finished stage."""
+        return f"{self.running()}, {duration(self.seconds())}"
+
+
+def _short(number: float) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number / 1e3:.1f} k"
 
 
 def _print(console: Console, line: str) -> None:

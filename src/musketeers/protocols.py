@@ -1,6 +1,7 @@
 """What the parts of the package promise each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +12,16 @@ if TYPE_CHECKING:
 
 ScoresOnDevice = Callable[[Int[np.ndarray, " batch"]], "torch.Tensor"]
 """Rows of users -> float32 scores of all items, batch x item."""
+
+Rows = Callable[[str, str], AbstractContextManager[Callable[[int], object]]]
+"""Told of a stage of a domain that passes over its rows or pairs; what it gives is told, each time
+some are done, how many."""
+
+
+@contextmanager
+def untold(stage: str, domain: str) -> Generator[Callable[[int], object]]:  # noqa: ARG001
+    """The `Rows` that tells nobody."""
+    yield lambda n_rows: None  # noqa: ARG005
 
 
 @runtime_checkable

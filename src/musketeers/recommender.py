@@ -180,7 +180,7 @@ class Recommender:
             n_users=len(users), n_items=len(model.items),
         )  # fmt: skip
         before = model.seen.of_each(rows)
-        new = given.only(~np.isin(given.keys(), before.keys()))
+        new = given.only(~given.held_by(before))
         strategies = self._strategies(model, rows)
         seen = model.seen if exclude_seen else None
         ranking = _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads)

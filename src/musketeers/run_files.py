@@ -34,7 +34,6 @@ from musketeers.budget.halving import Round
 from musketeers.cat.train import Aligned
 from musketeers.data.domains import ColdUsers, Split
 from musketeers.data.drift import Reference
-from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
@@ -186,10 +185,10 @@ def _purposes(result: RunResult) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for name, split in result.splits.items():
         pairs = result.recommender.domains[name].seen
-        keys, purpose = pairs.keys(), np.zeros(len(pairs), np.uint8)
+        purpose = np.zeros(len(pairs), np.uint8)
         cold = (split.cold.history, split.cold.test) if split.cold else ()
         for number, table in enumerate((split.train, split.valid, split.test, *cold)):
-            purpose[np.searchsorted(keys, table.keys())] = number
+            purpose[pairs.held_by(table)] = number
         tensors[name] = purpose
     return tensors
 
@@ -203,14 +202,7 @@ def _load_splits(path: Path, recommender: Recommender) -> dict[str, Split]:
             raise ArtifactError(
                 f"{path / 'data'}: does not belong to the model beside it; restore both or fit anew"
             )
-        users = pairs.users()
-        tables = [
-            Interactions.from_sorted(
-                users[purpose == n], pairs.items[purpose == n],
-                n_users=pairs.n_users, n_items=pairs.n_items,
-            )
-            for n in range(len(_PURPOSES))
-        ]  # fmt: skip
+        tables = [pairs.only(purpose == n) for n in range(len(_PURPOSES))]
         train, valid, test, history, held = tables
         splits[name] = Split(train, valid, test, ColdUsers(history, held) if len(held) else None)
     return splits

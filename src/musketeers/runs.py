@@ -66,6 +66,13 @@ class Watch(Protocol):
         """One fit from its first epoch to its last; `samples` are seen in each epoch."""
         ...
 
+    def rows(self, stage: str, domain: str) -> AbstractContextManager[Callable[[int], None]]:
+        """A stage that passes once over a domain's rows or pairs, such as reading.
+
+        Told, each time some are done, how many.
+        """
+        ...
+
     def say(self, line: str) -> None:
         """Something a person should know."""
         ...
@@ -85,6 +92,15 @@ class Quiet:
     ) -> Generator[Callable[[Epoch], None]]:
         """See `Watch.stage`."""
         yield lambda epoch: None  # noqa: ARG005
+
+    @contextmanager
+    def rows(
+        self,
+        stage: str,  # noqa: ARG002
+        domain: str,  # noqa: ARG002
+    ) -> Generator[Callable[[int], None]]:
+        """See `Watch.rows`."""
+        yield lambda n_rows: None  # noqa: ARG005
 
     def say(self, line: str) -> None:
         """See `Watch.say`."""
@@ -136,7 +152,7 @@ def fit_run(
     clock = _clock(budget, only)
     watch, n_threads = watch or Quiet(), thread_count(threads, out if resume else None)
     measured = models_to_measure(only, n_tries, n_domains=len(config.data.domains))
-    data = Data.of(readers.read(config.data, base=base), config, base, watch)
+    data = Data.of(readers.read(config.data, base=base, told=watch.rows), config, base, watch)
     inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
     if n_tries > 1:
         inputs["tries"] = str(n_tries)
@@ -304,10 +320,10 @@ def fingerprints(domains: Domains) -> dict[str, str]:
     Under names that no domain can have, so that other inputs can stand beside them.
     """
     digests: dict[str, str] = {}
+    users = domains.users.to_bytes()
     for name, domain in domains.domains.items():
-        digest = hashlib.sha256()
-        for ids in (domains.users, domain.items):
-            digest.update(ids.to_bytes())
+        digest = hashlib.sha256(users)
+        digest.update(domain.items.to_bytes())
         for array in (domain.pairs.indptr, domain.pairs.items, domain.times):
             digest.update(b"none" if array is None else array.data)
         digests[f"{name}, pairs"] = digest.hexdigest()
@@ -340,7 +356,7 @@ class Data:
                         f"warning: {name}: {missing:,} {what} have no vector and get the mean of "
                         "the others"
                     )
-        splits = split(domains, config.split, Seed(config.seed))
+        splits = split(domains, config.split, Seed(config.seed), told=watch.rows)
         return cls(domains, overlap, splits, vectors)
 
 

@@ -159,7 +159,7 @@ def _updated(
 ) -> RunResult:
     check_place(out, resume=resume)
     n_threads = thread_count(threads, out if resume else None)
-    own = readers.read(_alone(config.data, domain), base=Path())
+    own = readers.read(_alone(config.data, domain), base=Path(), told=watch.rows)
     _check_ids(found, domain, own, config.data.domains[domain])
     was = _reading(found)
     reading = readers.joined({**dict.fromkeys(found.splits, was), domain: own})
@@ -335,9 +335,9 @@ def _on_what_both_hold_out(
     there = {"n_users": len(then.users), "n_items": len(was.items)}
     held = found.splits[domain].test.moved(*forth, **here)
     test = result.splits[domain].test
-    test = test.only(np.isin(test.keys(), held.keys()))
+    test = test.only(test.held_by(held))
     known = now.seen.union(was.seen.moved(*forth, **here))
-    known = known.only(~np.isin(known.keys(), test.keys()))
+    known = known.only(~known.held_by(test))
     old = evaluate(
         was.scorer, test.moved(*back, **there), known.moved(*back, **there), n_threads=n_threads
     )

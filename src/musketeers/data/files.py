@@ -1,4 +1,4 @@
-"""One domain's Parquet and CSV files, found, checked, and read column by column.
+"""One domain's Parquet and CSV files, found, checked, and read some rows at a time.
 
 Arrow does the parsing: unlike the faster readers it refuses ragged rows and survives
 damaged files.
@@ -9,7 +9,7 @@ import gzip
 import os
 import stat
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from io import BufferedIOBase
@@ -26,6 +26,10 @@ from musketeers.errors import DataError
 ENDINGS = (".parquet", ".csv", ".csv.gz")
 _PARQUET, _PARQUET_ENCRYPTED, _GZIP = b"PAR1", b"PARE", b"\x1f\x8b"
 _LONGEST_LINE = 1 << 20
+ROWS = 1 << 20
+"""In a batch, at most: enough that what a batch costs beside its rows is small."""
+_BUFFER = 1 << 22
+"""Bytes of a Parquet column that are read at a time, however long its row groups are."""
 
 
 def find(source: str, base: Path) -> tuple[Path, ...]:
@@ -51,17 +55,17 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def read(path: Path, columns: Sequence[str]) -> pl.DataFrame:
-    """These columns of one file; those of a CSV file as text, exactly as written.
+def batches(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """These columns of one file, some rows at a time; those of a CSV file as text, as written.
 
     Raises `DataError`, with the file's name and what to do, for anything but a whole and
-    well-formed file that has the columns.
+    well-formed file that has the columns; for damage in a row when that row is reached.
     """
     with _explained(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path}: is no regular file; copy the data into one")
         with path.open("rb") as file:
-            return _reader(path, file)(path, file, columns)
+            yield from _reader(path, file)(path, file, columns)
 
 
 def missing_column(origin: object, name: str, columns: Sequence[str]) -> DataError:
@@ -106,7 +110,7 @@ def _one_format(path: Path, files: Sequence[Path], otherwise: str) -> tuple[Path
 
 def _reader(
     path: Path, file: BufferedIOBase
-) -> Callable[[Path, BufferedIOBase, Sequence[str]], pl.DataFrame]:
+) -> Callable[[Path, BufferedIOBase, Sequence[str]], Iterator[pl.DataFrame]]:
     """How to read a file of this ending; its first bytes must agree."""
     ending, start = _ending(path), file.read(4)
     file.seek(0)
@@ -130,29 +134,32 @@ def _format(start: bytes) -> str | None:
     return {_PARQUET: "Parquet", _PARQUET_ENCRYPTED: "encrypted Parquet"}.get(start)
 
 
-def _read_parquet(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> pl.DataFrame:
+def _read_parquet(
+    path: Path, file: BufferedIOBase, columns: Sequence[str]
+) -> Iterator[pl.DataFrame]:
     file.seek(0, os.SEEK_END)
     if file.tell() >= len(_PARQUET):
         file.seek(-len(_PARQUET), os.SEEK_END)
     if file.read() != _PARQUET:
         raise DataError(f"{path}: Parquet file is cut off; copy or write it again")
     file.seek(0)
-    content = arrow_parquet.ParquetFile(file, page_checksum_verification=True)
+    content = arrow_parquet.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER)
     names = cast("list[str]", content.schema_arrow.names)
     _check_columns(path, names, columns)
-    table = content.read(columns=list(columns))
-    table.validate(full=True)  # damaged text would stop the process inside polars
-    return cast("pl.DataFrame", pl.from_arrow(table)).select(columns)
+    for batch in content.iter_batches(ROWS, columns=list(columns)):
+        batch.validate(full=True)  # damaged text would stop the process inside polars
+        yield cast("pl.DataFrame", pl.from_arrow(batch)).select(columns)
+    pa.default_memory_pool().release_unused()  # what batches took would stay with the process
 
 
-def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> pl.DataFrame:
+def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     packed = file.read(len(_GZIP)) == _GZIP
     file.seek(0)
     with gzip.open(file) if packed else nullcontext(file) as content:
         names = _header(path, content)
         _check_columns(path, names, columns)
         if not content.read(1):
-            return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+            return
         content.seek(0)
         table = arrow_csv.read_csv(
             content,
@@ -163,7 +170,7 @@ def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> pl.Da
                 strings_can_be_null=False,
             ),
         )
-    return cast("pl.DataFrame", pl.from_arrow(table))
+    yield from cast("pl.DataFrame", pl.from_arrow(table)).iter_slices(ROWS)
 
 
 def _header(path: Path, content: BufferedIOBase) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
+from musketeers.data import csr
 from musketeers.errors import DataError
 
 
@@ -40,9 +41,10 @@ class Interactions:
                 raise DataError(
                     f"{name} rows span {rows.min()}..{rows.max()}, outside 0..{size - 1}"
                 )
-        keys = np.unique(users.astype(np.int64) * n_items + items)
-        rows, columns = np.divmod(keys, max(n_items, 1))
-        return cls.from_sorted(rows, columns, n_users=n_users, n_items=n_items)
+        indptr, found, _ = csr.built(
+            users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), n_users=n_users
+        )
+        return cls.from_csr(indptr, found, n_items=n_items)
 
     @classmethod
     def from_sorted(
@@ -89,7 +91,7 @@ class Interactions:
 
     def item_counts(self) -> Int64[np.ndarray, " item"]:
         """How many users each item has."""
-        return np.bincount(self.items, minlength=self.n_items)
+        return csr.counts(self.items, size=self.n_items)
 
     def known_users(self) -> Bool[np.ndarray, " user"]:
         """Whether each user has any pair at all."""
@@ -97,19 +99,23 @@ class Interactions:
 
     def keys(self) -> Int64[np.ndarray, " pair"]:
         """One number for each pair, ascending; the same in all tables of as many items."""
-        return self.users() * self.n_items + self.items
+        keys = self.users()
+        keys *= self.n_items
+        keys += self.items
+        return keys
+
+    def held_by(self, other: "Interactions") -> Bool[np.ndarray, " pair"]:
+        """Whether each pair is in the other table, too, which has the same users and items."""
+        return csr.held((self.indptr, self.items), (other.indptr, other.items))
 
     def only(self, keep: Bool[np.ndarray, " pair"]) -> "Interactions":
         """The pairs marked in `keep`."""
-        return Interactions.from_sorted(
-            self.users()[keep], self.items[keep], n_users=self.n_users, n_items=self.n_items
-        )
+        indptr = csr.marked(self.indptr, keep)
+        return Interactions.from_csr(indptr, self.items[keep], n_items=self.n_items)
 
     def of_each(self, users: Int64[np.ndarray, " asked"]) -> "Interactions":
         """A table with a row for each of the asked users, in this order; empty for -1."""
-        rows = [self.of(user) if user >= 0 else self.items[:0] for user in users.tolist()]
-        indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        items = np.concatenate([self.items[:0], *rows])
+        indptr, items = csr.gathered(self.indptr, self.items, users)
         return Interactions.from_csr(indptr, items, n_items=self.n_items)
 
     def moved(
@@ -124,15 +130,12 @@ class Interactions:
 
         What has no new row (-1) is left out.
         """
-        user, item = users[self.users()], items[self.items]
+        user = np.repeat(users.astype(np.int32), self.counts())
+        item = items.astype(np.int32)[self.items]
         kept = (user >= 0) & (item >= 0)
         return Interactions.from_pairs(user[kept], item[kept], n_users=n_users, n_items=n_items)
 
     def union(self, other: "Interactions") -> "Interactions":
         """The pairs of either table; both must have the same users and items."""
-        return Interactions.from_pairs(
-            np.concatenate([self.users(), other.users()]),
-            np.concatenate([self.items, other.items]),
-            n_users=self.n_users,
-            n_items=self.n_items,
-        )
+        indptr, items = csr.united((self.indptr, self.items), (other.indptr, other.items))
+        return Interactions.from_csr(indptr, items, n_items=self.n_items)

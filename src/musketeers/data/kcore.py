@@ -1,29 +1,49 @@
 """Dropping users and items that have too few interactions to learn from."""
 
+from typing import no_type_check
+
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
+from numba import njit
+
+from musketeers.data.interactions import Interactions
 
 
 def k_core(
-    users: Int[np.ndarray, " pair"],
-    items: Int[np.ndarray, " pair"],
-    *,
-    min_user: int,
-    min_item: int,
-) -> Bool[np.ndarray, " pair"]:
-    """Which pairs are left once every user has `min_user` of them and every item `min_item`.
+    pairs: Interactions, *, min_user: int, min_item: int
+) -> tuple[Bool[np.ndarray, " user"], Bool[np.ndarray, " item"]]:
+    """Which users and which items are left once all have `min_user` and `min_item` pairs.
 
-    Dropping an item can take a user below the bound and the reverse, so both are repeated
-    until nothing changes; the result is the largest such set.  Pairs must be distinct and
-    rows not negative.
+    A pair is left if its user and its item are.  Dropping an item can take a user below the bound
+    and the reverse, so both are repeated until nothing changes; the result is the largest such set.
     """
-    keep = np.arange(len(users))
-    while len(keep):
-        u, i = users[keep], items[keep]
-        enough = (np.bincount(u) >= min_user)[u] & (np.bincount(i) >= min_item)[i]
-        if enough.all():
-            break
-        keep = keep[enough]
-    left = np.zeros(len(users), dtype=np.bool_)
-    left[keep] = True
-    return left
+    users, items = np.ones(pairs.n_users, np.bool_), np.ones(pairs.n_items, np.bool_)
+    while True:
+        counts = np.zeros(pairs.n_items, np.int64)
+        dropped = _drop_users(pairs.indptr, pairs.items, min_user, users, items, counts)
+        rare = items & (counts < min_item)
+        items[rare] = False
+        if not dropped and not rare.any():
+            return users, items
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _drop_users(indptr, row_items, min_user, users, items, counts):
+    """Drop users with too few of the `items` that are left, and count each item's other users.
+
+    Gives whether any was dropped.
+    """
+    dropped = False
+    for user in range(len(users)):
+        if users[user]:
+            row = row_items[indptr[user] : indptr[user + 1]]
+            n = 0
+            for item in row:
+                n += items[item]
+            if n < min_user:
+                users[user], dropped = False, True
+            else:
+                for item in row:
+                    counts[item] += items[item]
+    return dropped

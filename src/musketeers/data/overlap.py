@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Bool, Int64
 
 from musketeers.data.domains import Domain
 from musketeers.data.readers import Reading
@@ -55,25 +56,17 @@ class OverlapReport:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ids:
-    """One domain's ids as text, the form in which all kinds can be compared."""
-
-    users: pl.Series
-    items: pl.Series
-
-
 def overlap_report(reading: Reading) -> OverlapReport:
     """Sizes, shared users and warnings; each warning is one line with a value and a remedy."""
     domains = reading.domains.domains
-    known = np.stack([domain.pairs.known_users() for domain in domains.values()]).astype(np.int64)
-    common = known @ known.T
+    known = np.stack([domain.pairs.known_users() for domain in domains.values()])
+    common = np.array([[np.count_nonzero(one & other) for other in known] for one in known])
     times_known = np.bincount(known.sum(axis=0), minlength=len(domains) + 1)[1:]
     return OverlapReport(
         domains={name: _facts(name, reading) for name in domains},
         known_in=tuple(times_known.tolist()),
         common=tuple(tuple(row) for row in common.tolist()),
-        warnings=tuple(_warnings(reading, common)),
+        warnings=tuple(_warnings(reading, known, common)),
     )
 
 
@@ -92,9 +85,11 @@ def _facts(name: str, reading: Reading) -> DomainFacts:
     )
 
 
-def _warnings(reading: Reading, common: np.ndarray) -> Iterator[str]:
+def _warnings(
+    reading: Reading, known: Bool[np.ndarray, "domain user"], common: Int64[np.ndarray, "n n"]
+) -> Iterator[str]:
     domains = reading.domains.domains
-    ids = {name: _texts(domain, reading) for name, domain in domains.items()}
+    items = {name: _text(domain.items.values) for name, domain in domains.items()}
     names = list(domains)
     if len(names) == 1:
         yield (
@@ -102,23 +97,19 @@ def _warnings(reading: Reading, common: np.ndarray) -> Iterator[str]:
             "add a domain with the same users for transfer"
         )
     yield from _mixed_types(reading)
-    yield from _swapped(ids)
+    yield from _swapped(_text(reading.domains.users.values), items, known)
     yield from _little_overlap(names, common)
-    yield from _shared_items(ids)
+    yield from _shared_items(items)
     for name, domain in domains.items():
         yield from _single_interactions(name, domain)
     # over all domains at once: "Ann" here and "ann" there is an overlap lost
-    yield from _odd_texts("user ids", _text(reading.domains.users.values))
-    for name, own in ids.items():
-        yield from _odd_texts(f"item ids of {name}", own.items)
-
-
-def _texts(domain: Domain, reading: Reading) -> _Ids:
-    users = reading.domains.users.values.filter(pl.Series(domain.pairs.known_users()))
-    return _Ids(_text(users), _text(domain.items.values))
+    yield from _odd_texts("user ids", reading.domains.users.values)
+    for name, domain in domains.items():
+        yield from _odd_texts(f"item ids of {name}", domain.items.values)
 
 
 def _text(ids: pl.Series) -> pl.Series:
+    """The form in which ids of all kinds can be compared."""
     # bytes need not be UTF-8; their hexadecimal form can be compared all the same
     return ids.bin.encode("hex") if ids.dtype == pl.Binary else ids.cast(pl.String)
 
@@ -133,18 +124,24 @@ def _mixed_types(reading: Reading) -> Iterator[str]:
         )
 
 
-def _swapped(ids: Mapping[str, _Ids]) -> Iterator[str]:
+def _swapped(
+    users: pl.Series, items: Mapping[str, pl.Series], known: Bool[np.ndarray, "domain user"]
+) -> Iterator[str]:
     """A domain whose items are others' users or whose users are others' items."""
-    if len(ids) == 1:
+    if len(items) == 1:
         return
-    for name, own in ids.items():
-        others = [other for n, other in ids.items() if n != name]
-        users = pl.concat([other.users for other in others])
-        items = pl.concat([other.items for other in others])
-        right = _share(own.users, users)
+    as_users = _rows_among(users, items)
+    for n, name in enumerate(items):
+        others = [other for other in range(len(items)) if other != n]
+        known_elsewhere = np.logical_or.reduce(known[others])
+        are_items = np.zeros(len(users), np.bool_)
+        for other in others:
+            are_items[as_users[other][as_users[other] >= 0]] = True
+        rows = as_users[n]
+        right = known_elsewhere[known[n]].mean()
         wrong, what = max(
-            (_share(own.items, users), "item ids are user ids"),
-            (_share(own.users, items), "user ids are item ids"),
+            (np.mean((rows >= 0) & known_elsewhere[rows]), "item ids are user ids"),
+            (are_items[known[n]].mean(), "user ids are item ids"),
         )
         if wrong >= _SWAPPED_SHARE and wrong > _SWAPPED_RATIO * right:
             yield (
@@ -153,8 +150,15 @@ def _swapped(ids: Mapping[str, _Ids]) -> Iterator[str]:
             )
 
 
-def _share(ids: pl.Series, others: pl.Series) -> float:
-    return int(ids.is_in(others.implode()).sum()) / len(ids)
+def _rows_among(
+    users: pl.Series, items: Mapping[str, pl.Series]
+) -> list[Int64[np.ndarray, " item"]]:
+    """For each domain's items the row of the user of the same id, -1 where there is none."""
+    table = pl.DataFrame({"id": users}).with_row_index("row")
+    asked = pl.DataFrame({"id": pl.concat(items.values())})
+    found = asked.join(table, on="id", how="left", maintain_order="left")["row"]
+    rows = found.cast(pl.Int64).fill_null(-1).to_numpy()
+    return np.split(rows, np.cumsum([len(ids) for ids in items.values()])[:-1])
 
 
 def _little_overlap(names: list[str], common: np.ndarray) -> Iterator[str]:
@@ -176,11 +180,11 @@ def _little_overlap(names: list[str], common: np.ndarray) -> Iterator[str]:
             )
 
 
-def _shared_items(ids: Mapping[str, _Ids]) -> Iterator[str]:
+def _shared_items(items: Mapping[str, pl.Series]) -> Iterator[str]:
     pairs = [
         f"{a} and {b} {shared}"
-        for a, b in combinations(ids, 2)
-        if (shared := int(ids[a].items.is_in(ids[b].items.implode()).sum()))
+        for a, b in combinations(items, 2)
+        if (shared := int(items[a].is_in(items[b].implode()).sum()))
     ]
     if pairs:
         yield (
@@ -198,6 +202,8 @@ def _single_interactions(name: str, domain: Domain) -> Iterator[str]:
 
 
 def _odd_texts(what: str, values: pl.Series) -> Iterator[str]:
+    if values.dtype != pl.String:
+        return
     table = pl.DataFrame({"id": values, "folded": values.str.strip_chars().str.to_lowercase()})
     named = table.filter(pl.col("folded").is_in(_MISSING_NAMES))["id"]
     if len(named):

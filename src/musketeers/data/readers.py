@@ -1,7 +1,8 @@
 """From files or frames to domains: ids checked, repeats collapsed, rare users and items dropped."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -9,18 +10,21 @@ import narwhals as nw
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from narwhals.exceptions import NarwhalsError
 from narwhals.typing import IntoFrame
 
 from musketeers.config import DataConfig, check_domain_name
-from musketeers.data import files
-from musketeers.data.columns import alike, checked_ids, kind, moments, numbers_if_all
+from musketeers.data import csr, files
+from musketeers.data.columns import alike, checked_ids, kind, moments
 from musketeers.data.domains import Domain, Domains
+from musketeers.data.encoding import Column
 from musketeers.data.interactions import Interactions
 from musketeers.data.kcore import k_core
-from musketeers.data.vocabulary import Vocabulary
+from musketeers.data.vocabulary import Vocabulary, plain
 from musketeers.errors import DataError
+from musketeers.parallel import available_threads, each
+from musketeers.protocols import Rows, untold
 
 Role = Literal["user", "item", "timestamp"]
 ROLES: tuple[Role, ...] = ("user", "item", "timestamp")
@@ -68,40 +72,73 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
-    """One domain's checked columns."""
+class _Rows:
+    """One domain's rows, met batch by batch."""
 
-    users: pl.Series
-    items: pl.Series
-    times: Int64[np.ndarray, " row"] | None
-    unit: str | None
+    columns: Mapping[Role, str]
+    users: Column = field(default_factory=Column)
+    items: Column = field(default_factory=Column)
+    times: list[pl.Series] = field(default_factory=list[pl.Series])
+    kinds: dict[Role, dict[str, str]] = field(default_factory=dict[Role, dict[str, str]])
+    """Of each column, what kinds there are, and where each was met last."""
+
+    def add(
+        self,
+        origin: str,
+        batches: Callable[[], Iterable[pl.DataFrame]],
+        on_rows: Callable[[int], object],
+    ) -> int:
+        """All rows of one file or frame, which may be asked for twice; how many there are."""
+        n_rows = 0
+        try:
+            for batch in filter(len, batches()):
+                self._add(origin, batch)
+                n_rows += len(batch)
+                on_rows(len(batch))
+            return n_rows
+        except DataError:
+            # only all rows together tell which is the first with a fault, and how many have it
+            _check(pl.concat(batches()), self.columns, origin)
+            raise
+
+    def _add(self, origin: str, batch: pl.DataFrame) -> None:
+        values: dict[Role, pl.Series] = {r: batch[column] for r, column in self.columns.items()}
+        values["user"], values["item"] = plain(values["user"]), plain(values["item"])
+        coded = (self.users, values["user"]), (self.items, values["item"])
+        each(lambda n: coded[n][0].add(coded[n][1]), 2, n_threads=min(2, available_threads()))
+        if "timestamp" in values:
+            self.times.append(values["timestamp"])
+        for role, column in values.items():
+            self.kinds.setdefault(role, {})[kind(column)] = origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Core:
-    """One domain after the k-core: distinct pairs by user then item, as places in its own ids."""
+    """One domain after the k-core, over its own users alone, in the order of their ids."""
 
     user_ids: pl.Series
     items: Vocabulary
-    user: Int64[np.ndarray, " pair"]
-    item: Int64[np.ndarray, " pair"]
+    pairs: Interactions
     times: Int64[np.ndarray, " pair"] | None
     unit: str | None
     source: Source
 
 
-def read(config: DataConfig, *, base: Path) -> Reading:
+def read(config: DataConfig, *, base: Path, told: Rows = untold) -> Reading:
     """The domains that `config` names; relative paths count from the folder `base`.
 
     Ids of a CSV file become integers if all of them are written the usual way, and stay
     text otherwise.  If domains disagree on the type of user ids, all are compared as text.
-    Row numbers depend on the ids alone, not on the order of files or rows.  Raises
-    `DataError`, one line, for anything that cannot be read as stated.
+    Row numbers depend on the ids alone, not on the order of files or rows.  `told` hears how many
+    rows have been read.  Raises `DataError`, one line, for anything that cannot be read as stated.
     """
     wanted = {name: _wanted(config, name) for name in config.domains}
     paths = {name: files.find(source, base) for name, source in config.domains.items()}
     _refuse_shared_files(paths)
-    cores = {n: _core(n, _from_files(paths[n], columns), config) for n, columns in wanted.items()}
+    cores: dict[str, _Core] = {}
+    for name, columns in wanted.items():
+        with told("read", name) as on_rows:
+            cores[name] = _from_files(name, paths[name], columns, config, on_rows)
     return _joined(cores)
 
 
@@ -115,9 +152,7 @@ def from_frames(frames: Mapping[str, object], config: Columns) -> Reading:
         raise DataError("no domain is given; pass at least one frame")
     wanted = {name: _wanted(config, name) for name in frames}
     _refuse_shared_frames(frames)
-    cores = {
-        n: _core(n, _from_frame(n, frames[n], columns), config) for n, columns in wanted.items()
-    }
+    cores = {n: _from_frame(n, frames[n], columns, config) for n, columns in wanted.items()}
     return _joined(cores)
 
 
@@ -128,10 +163,9 @@ def joined(readings: Mapping[str, Reading]) -> Reading:
 
 def _core_of(name: str, reading: Reading) -> _Core:
     domain, users = reading.domains.domains[name], reading.domains.users
-    known, user = _renumbered(domain.pairs.users())
-    item = domain.pairs.items.astype(np.int64)
-    source = reading.sources[name]
-    return _Core(users.ids(known), domain.items, user, item, domain.times, None, source)
+    known = np.flatnonzero(domain.pairs.known_users())
+    pairs, source = domain.pairs.of_each(known), reading.sources[name]
+    return _Core(users.ids(known), domain.items, pairs, domain.times, None, source)
 
 
 def _wanted(config: Columns, domain: str) -> dict[Role, str]:
@@ -171,37 +205,32 @@ def _refuse_shared_frames(frames: Mapping[str, object]) -> None:
             raise DataError(f"{other} and {name} are the same frame; give each domain its own")
 
 
-def _from_files(paths: Sequence[Path], columns: Mapping[Role, str]) -> _Table:
-    parts: dict[str, pl.DataFrame] = {}
-    for path in paths:
-        part = files.read(path, list(columns.values()))
-        if len(part):
-            parts[str(path)] = _checked(part, columns, str(path))
-    if not parts:
+def _from_files(
+    name: str,
+    paths: Sequence[Path],
+    columns: Mapping[Role, str],
+    config: Columns,
+    on_rows: Callable[[int], object],
+) -> _Core:
+    rows, wanted = _Rows(columns), list(columns.values())
+    filled = [
+        str(path)
+        for path in paths
+        if rows.add(str(path), partial(files.batches, path, wanted), on_rows)
+    ]
+    if not filled:
         raise DataError(f"{paths[0]}: holds no interactions, only a header")
-    users, items = (_whole(parts, columns[role]) for role in ("user", "item"))
-    if not paths[0].name.lower().endswith(".parquet"):
-        users, items = numbers_if_all(users), numbers_if_all(items)
-    if "timestamp" not in columns:
-        return _Table(users, items, None, None)
-    column = columns["timestamp"]
-    origin = next(iter(parts)) if len(parts) == 1 else f"{len(parts)} files"
-    times, unit = moments(_whole(parts, column), f"{origin}: column {column!r}")
-    return _Table(users, items, times, unit)
+    origin = filled[0] if len(filled) == 1 else f"{len(filled)} files"
+    text = not paths[0].name.lower().endswith(".parquet")
+    return _core(name, rows, origin, config, numbers=text)
 
 
-def _from_frame(name: str, frame: object, columns: Mapping[Role, str]) -> _Table:
-    origin = f"domain {name}"
-    part = _polars(origin, frame, list(columns.values()))
-    if not len(part):
+def _from_frame(name: str, frame: object, columns: Mapping[Role, str], config: Columns) -> _Core:
+    origin, rows = f"domain {name}", _Rows(columns)
+    whole = _polars(origin, frame, list(columns.values()))
+    if not rows.add(origin, partial(whole.iter_slices, files.ROWS), lambda _: None):
         raise DataError(f"{origin}: the frame has no rows")
-    part = _checked(part, columns, origin)
-    users, items = part[columns["user"]], part[columns["item"]]
-    if "timestamp" not in columns:
-        return _Table(users, items, None, None)
-    column = columns["timestamp"]
-    times, unit = moments(part[column], f"{origin}: column {column!r}")
-    return _Table(users, items, times, unit)
+    return _core(name, rows, origin, config, numbers=False)
 
 
 def _polars(origin: str, frame: object, columns: Sequence[str]) -> pl.DataFrame:
@@ -232,71 +261,63 @@ def _chosen(origin: str, frame: object, columns: Sequence[str]) -> pl.DataFrame:
     return whole.to_polars()
 
 
-def _checked(part: pl.DataFrame, columns: Mapping[Role, str], origin: str) -> pl.DataFrame:
-    ids = [columns["user"], columns["item"]]
-    return part.with_columns(checked_ids(part[c], f"{origin}: column {c!r}") for c in ids)
+def _check(whole: pl.DataFrame, columns: Mapping[Role, str], origin: str) -> None:
+    for column in (columns["user"], columns["item"]):
+        checked_ids(whole[column], f"{origin}: column {column!r}")
 
 
-def _whole(parts: Mapping[str, pl.DataFrame], column: str) -> pl.Series:
-    """One column over all parts, which must agree on its kind."""
-    kinds = {kind(part[column]): origin for origin, part in parts.items()}
-    if len(kinds) > 1:
-        found = ", ".join(f"{k} in {origin}" for k, origin in sorted(kinds.items()))
-        raise DataError(f"column {column!r} has mixed types: {found}; write all files alike")
-    return pl.concat(alike([part[column] for part in parts.values()]))
-
-
-def _core(name: str, table: _Table, config: Columns) -> _Core:
+def _core(name: str, rows: _Rows, origin: str, config: Columns, *, numbers: bool) -> _Core:
     """Distinct pairs of the users and items that have enough of them."""
-    users, items = Vocabulary.of(table.users), Vocabulary.of(table.items)
-    keys = users.rows(table.users) * len(items) + items.rows(table.items)
-    keys, times = _latest(keys, table.times)
-    user, item = np.divmod(keys, len(items))
-    keep = k_core(user, item, min_user=config.min_user, min_item=config.min_item)
-    if not keep.any():
+    for role, column in rows.columns.items():
+        if len(kinds := rows.kinds[role]) > 1:
+            found = ", ".join(f"{k} in {where}" for k, where in sorted(kinds.items()))
+            raise DataError(f"column {column!r} has mixed types: {found}; write all files alike")
+    n_rows, times, unit = len(rows.users), None, None
+    if "timestamp" in rows.columns:
+        where = f"{origin}: column {rows.columns['timestamp']!r}"
+        times, unit = moments(pl.concat(alike(rows.times)), where)
+        rows.times.clear()
+    users, user = rows.users.rows(numbers=numbers)
+    items, item = rows.items.rows(numbers=numbers)
+    indptr, row_items, times = csr.built(user, item, times, n_users=len(users))
+    del user, item  # before more is made
+    pairs = Interactions.from_csr(indptr, row_items, n_items=len(items))
+    n_pairs = len(pairs)
+    user_left, item_left = k_core(pairs, min_user=config.min_user, min_item=config.min_item)
+    if not user_left.any():
         raise DataError(
-            f"domain {name}: none of {len(keys)} distinct pairs is left with min_user = "
+            f"domain {name}: none of {n_pairs} distinct pairs is left with min_user = "
             f"{config.min_user} and min_item = {config.min_item}; lower them or check the columns"
         )
-    user_rows, user = _renumbered(user[keep])
-    item_rows, item = _renumbered(item[keep])
-    source = Source(
-        rows=len(table.users),
-        repeats=len(table.users) - len(keys),
-        dropped=len(keys) - len(user),
-        user_type=kind(users.values),
-        item_type=kind(items.values),
-    )
+    if not (user_left.all() and item_left.all()):
+        keep = np.repeat(user_left, pairs.counts()) & item_left[pairs.items]
+        times = None if times is None else times[keep]
+        pairs = _renumbered(pairs.only(keep), user_left, item_left)
     return _Core(
-        user_ids=users.ids(user_rows),
-        items=Vocabulary(items.ids(item_rows)),
-        user=user,
-        item=item,
-        times=None if times is None else times[keep],
-        unit=table.unit,
-        source=source,
+        user_ids=users.ids(np.flatnonzero(user_left)),
+        items=Vocabulary(items.ids(np.flatnonzero(item_left))),
+        pairs=pairs,
+        times=times,
+        unit=unit,
+        source=Source(
+            rows=n_rows,
+            repeats=n_rows - n_pairs,
+            dropped=n_pairs - len(pairs),
+            user_type=kind(users.values),
+            item_type=kind(items.values),
+        ),
     )
-
-
-def _latest(
-    keys: Int64[np.ndarray, " row"], times: Int64[np.ndarray, " row"] | None
-) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"] | None]:
-    """The distinct keys, ascending, and the latest time of each."""
-    if times is None:
-        keys = np.sort(keys)
-    else:
-        order = np.lexsort((times, keys))
-        keys, times = keys[order], times[order]
-    last = np.append(keys[1:] != keys[:-1], [True])
-    return keys[last], None if times is None else times[last]
 
 
 def _renumbered(
-    rows: Int64[np.ndarray, " pair"],
-) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " pair"]]:
-    """The rows that occur, ascending, and each row's place among them."""
-    occurs = np.bincount(rows) > 0
-    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[rows]
+    pairs: Interactions, users: Bool[np.ndarray, " user"], items: Bool[np.ndarray, " item"]
+) -> Interactions:
+    """The pairs over the marked users and items alone, which are all that occur."""
+    left = pairs.of_each(np.flatnonzero(users))
+    places = (np.cumsum(items) - 1).astype(np.int32)
+    return Interactions.from_csr(
+        left.indptr, places[left.items], n_items=int(np.count_nonzero(items))
+    )
 
 
 def _joined(cores: Mapping[str, _Core]) -> Reading:
@@ -317,10 +338,9 @@ def _joined(cores: Mapping[str, _Core]) -> Reading:
 
 def _placed(core: _Core, rows: Int64[np.ndarray, " user"], *, n_users: int) -> Domain:
     """The domain with its users at their `rows` of the shared vocabulary."""
-    user, item, times = rows[core.user], core.item, core.times
-    if np.any(np.diff(rows) < 0):  # ids compared as text sort differently
-        order = np.lexsort((item, user))
-        user, item = user[order], item[order]
-        times = None if times is None else times[order]
-    pairs = Interactions.from_sorted(user, item, n_users=n_users, n_items=len(core.items))
-    return Domain(core.items, pairs, times)
+    own = np.full(n_users, -1, np.int64)
+    own[rows] = np.arange(len(rows))
+    times = core.times
+    if times is not None:
+        times = csr.gathered(core.pairs.indptr, times, own)[1]
+    return Domain(core.items, core.pairs.of_each(own), times)

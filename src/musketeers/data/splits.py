@@ -1,16 +1,23 @@
 """Which interactions are held out: at random, each user's latest, or all after one moment."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Int8, Int64
+from jaxtyping import Bool, Float64, Int8, Int64
+from numba import njit
 
 from musketeers.config import SplitConfig
+from musketeers.data import csr
 from musketeers.data.domains import ColdUsers, Domain, Domains, Split
 from musketeers.data.interactions import Interactions
 from musketeers.errors import DataError
+from musketeers.protocols import Rows, untold
 from musketeers.seeding import Seed
 
+_BLOCK = 1 << 22
+"""Pairs whose draws are held at a time; no part of the result."""
 _TRAIN, _VALID, _TEST = 0, 1, 2
 _NEW = -1
 """Of a pair that was not there before: no purpose yet."""
@@ -25,7 +32,9 @@ _REMEDIES: Mapping[str, str] = {
 }
 
 
-def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]:
+def split(
+    domains: Domains, config: SplitConfig, seed: Seed, *, told: Rows = untold
+) -> dict[str, Split]:
     """Every domain's pairs, apart into train, valid and test.
 
     `random` and `last` hold out of a user's n pairs ceil(test n) and ceil(valid n), or none
@@ -37,6 +46,8 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
     expectation that share of the users of each domain whom others know too, each in one domain at
     most.  What they have there is apart from the rest, in `Split.cold`.
 
+    `told` hears how many pairs have a purpose by now.
+
     Raises `DataError` if `last` or `time` finds no times or too few different ones, or if a
     domain is left without a train pair, a valid pair (with ``valid > 0``), or a test pair
     (with ``test > 0``).
@@ -44,10 +55,11 @@ def split(domains: Domains, config: SplitConfig, seed: Seed) -> dict[str, Split]
     if config.method == "time":
         purposes = _by_moment(domains, config)
     else:
-        purposes = {
-            name: _by_rank(name, domain, np.full(len(domain.pairs), _NEW, np.int8), config, seed)
-            for name, domain in domains.domains.items()
-        }
+        purposes: dict[str, Int8[np.ndarray, " pair"]] = {}
+        for name, domain in domains.domains.items():
+            new = np.full(len(domain.pairs), _NEW, np.int8)
+            with told("split", name) as on_rows:
+                purposes[name] = _by_rank(name, domain, new, config, seed, on_rows)
     cold = _cold(domains, config.cold, seed)
     return {
         name: _apart(name, domain.pairs, purposes[name], cold[name], config)
@@ -85,9 +97,10 @@ def split_again(
     if before:
         kept, cold = _kept(pairs, before)
     draws = seed.child("cold", name).numpy().random(pairs.n_users)
-    with_history = np.bincount(pairs.users()[kept != _NEW], minlength=pairs.n_users) > 0
+    with_history = _counts(pairs, kept != _NEW) > 0
     cold |= eligible & ~with_history & (draws < config.cold)
-    return _apart(name, pairs, _by_rank(name, domain, kept, config, seed), cold, config)
+    purpose = _by_rank(name, domain, kept, config, seed, lambda _: None)
+    return _apart(name, pairs, purpose, cold, config)
 
 
 def _kept(
@@ -99,9 +112,9 @@ def _kept(
     if before.cold:
         tables += [(before.cold.history, _TRAIN), (before.cold.test, _TEST)]
         cold = before.cold.test.known_users()
-    kept, keys = np.full(len(pairs), _NEW, np.int8), pairs.keys()
+    kept = np.full(len(pairs), _NEW, np.int8)
     for table, purpose in tables:
-        kept[np.isin(keys, table.keys(), assume_unique=True)] = purpose
+        kept[pairs.held_by(table)] = purpose
     return kept, cold
 
 
@@ -115,15 +128,9 @@ def _cold(domains: Domains, share: float, seed: Seed) -> dict[str, Bool[np.ndarr
     return {name: chosen & (place == n) for n, name in enumerate(domains.domains)}
 
 
-def _order(
-    name: str, domain: Domain, new: Bool[np.ndarray, " pair"], config: SplitConfig, seed: Seed
-) -> Int64[np.ndarray, " pair"]:
-    """All pairs, by user; of one user the new ones last, and of these the test's."""
-    users = domain.pairs.users()
-    if config.method == "last":
-        return np.lexsort((domain.pairs.items, _times(name, domain), new, users))
-    draws = seed.child("split", name).numpy().random(len(users))
-    return np.lexsort((draws, new, users))
+def _counts(pairs: Interactions, marked: Bool[np.ndarray, " pair"]) -> Int64[np.ndarray, " user"]:
+    """How many of each user's pairs are marked."""
+    return np.diff(csr.marked(pairs.indptr, marked))
 
 
 def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
@@ -133,44 +140,81 @@ def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
 
 
 def _by_rank(
-    name: str, domain: Domain, kept: Int8[np.ndarray, " pair"], config: SplitConfig, seed: Seed
+    name: str,
+    domain: Domain,
+    kept: Int8[np.ndarray, " pair"],
+    config: SplitConfig,
+    seed: Seed,
+    on_rows: Callable[[int], object],
 ) -> Int8[np.ndarray, " pair"]:
-    """The purpose of each pair: the one that it has, else by its place in `_order`."""
-    pairs, users = domain.pairs, domain.pairs.users()
-    n = pairs.counts()
+    """The purpose of each pair: the one that it has, else by its rank among the user's new ones.
+
+    The last ones by time, or by a draw, are held out.
+    """
+    pairs, n = domain.pairs, domain.pairs.counts()
     n_test, n_valid = (
         np.ceil(share * n - _ROUNDING).astype(np.int64) for share in (config.test, config.valid)
     )
     some = n_test + n_valid < n
-    has_test, has_valid = (
-        np.bincount(users[kept == purpose], minlength=len(n)) for purpose in (_TEST, _VALID)
-    )
-    n_test = np.maximum(n_test * some - has_test, 0)
-    held = n_test + np.maximum(n_valid * some - has_valid, 0)
-    from_end = pairs.indptr[users + 1] - 1 - np.arange(len(pairs))
-    purpose = np.empty(len(pairs), dtype=np.int8)
-    purpose[_order(name, domain, kept == _NEW, config, seed)] = np.select(
-        [from_end < n_test[users], from_end < held[users]], [_TEST, _VALID], _TRAIN
-    )
-    return np.where(kept == _NEW, purpose, kept)
+    n_test = np.maximum(n_test * some - _counts(pairs, kept == _TEST), 0)
+    n_valid = np.maximum(n_valid * some - _counts(pairs, kept == _VALID), 0)
+    purpose = kept.copy()
+    for users, keys in _keys(name, domain, config, seed):
+        indptr = pairs.indptr[users.start : users.stop + 1]
+        part = purpose[indptr[0] : indptr[-1]]
+        csr.on_even_rows(
+            partial(_hold_out, indptr, keys, n_test[users], n_valid[users], part), indptr
+        )
+        on_rows(len(part))
+    return purpose
+
+
+def _keys(
+    name: str, domain: Domain, config: SplitConfig, seed: Seed
+) -> Iterator[tuple[slice, Int64[np.ndarray, " pair"] | Float64[np.ndarray, " pair"]]]:
+    """What a user's pairs are ordered by, for some users at a time."""
+    indptr, times = domain.pairs.indptr, None
+    if config.method == "last":
+        times = _times(name, domain)
+    draws = seed.child("split", name).numpy()
+    start, n_users = 0, domain.pairs.n_users
+    while start < n_users:
+        within = int(np.searchsorted(indptr, indptr[start] + _BLOCK, side="right")) - 1
+        stop = max(start + 1, within)
+        pairs = slice(indptr[start], indptr[stop])
+        yield (
+            slice(start, stop),
+            draws.random(pairs.stop - pairs.start) if times is None else times[pairs],
+        )
+        start = stop
 
 
 def _by_moment(domains: Domains, config: SplitConfig) -> dict[str, Int8[np.ndarray, " pair"]]:
     times = {name: _times(name, domain) for name, domain in domains.domains.items()}
-    moments, counts = np.unique(np.concatenate(list(times.values())), return_counts=True)
+    moments, counts = _moments(times)
     needed = 1 + (config.valid > 0) + (config.test > 0)
     if len(moments) < needed:
         raise DataError(
             f"all {counts.sum()} interactions have {len(moments)} different times; a time split "
             f"needs {needed}; take finer times or split.method 'random'"
         )
-    valid_from, test_from = _cuts(counts, config)
-    purposes: dict[str, Int8[np.ndarray, " pair"]] = {}
-    for name, time in times.items():
-        place = np.searchsorted(moments, time)
-        held = [place >= test_from, place >= valid_from]
-        purposes[name] = np.select(held, [_TEST, _VALID], _TRAIN).astype(np.int8)
+    purposes = {name: np.full(len(time), _TRAIN, np.int8) for name, time in times.items()}
+    for place, purpose in zip(_cuts(counts, config), (_VALID, _TEST), strict=True):
+        if place < len(moments):
+            for name, time in times.items():
+                purposes[name][time >= moments[place]] = purpose
     return purposes
+
+
+def _moments(
+    times: Mapping[str, Int64[np.ndarray, " _"]],
+) -> tuple[Int64[np.ndarray, " moment"], Int64[np.ndarray, " moment"]]:
+    """The different times of all domains, ascending, and how many pairs have each."""
+    own = [np.unique(time, return_counts=True) for time in times.values()]
+    moments, places = np.unique(np.concatenate([time for time, _ in own]), return_inverse=True)
+    counts = np.zeros(len(moments), np.int64)
+    np.add.at(counts, places, np.concatenate([count for _, count in own]))
+    return moments, counts
 
 
 def _cuts(counts: Int64[np.ndarray, " moment"], config: SplitConfig) -> tuple[int, int]:
@@ -199,10 +243,8 @@ def _apart(
     config: SplitConfig,
 ) -> Split:
     wanted = {"train": 1.0, "valid": config.valid, "test": config.test}
-    users = pairs.users()
     # whoever has nothing to be measured on is left where they are
-    measured = np.bincount(users[purpose == _TEST], minlength=pairs.n_users) > 0
-    new = (cold & measured)[users]
+    new = np.repeat(cold & (_counts(pairs, purpose == _TEST) > 0), pairs.counts())
     parts = {part: pairs.only(~new & (purpose == code)) for code, part in enumerate(wanted)}
     for part, share in wanted.items():
         if share > 0 and not len(parts[part]):
@@ -213,3 +255,18 @@ def _apart(
     history, test = (pairs.only(new & held) for held in (purpose != _TEST, purpose == _TEST))
     apart = ColdUsers(history, test) if len(test) else None
     return Split(parts["train"], parts["valid"], parts["test"], apart)
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _hold_out(indptr, keys, n_test, n_valid, purpose, start, stop):
+    """Give the new pairs of some users a purpose; `keys` and `purpose` begin with the first row."""
+    for row in range(start, stop):
+        pairs = slice(indptr[row] - indptr[0], indptr[row + 1] - indptr[0])
+        new = np.flatnonzero(purpose[pairs] == _NEW)
+        purpose[pairs][new] = _TRAIN
+        held = n_test[row] + n_valid[row]
+        if held:
+            latest = new[np.argsort(keys[pairs][new], kind="mergesort")][::-1]
+            purpose[pairs][latest[:held]] = _VALID
+            purpose[pairs][latest[: n_test[row]]] = _TEST
