@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 from numba import njit
 
+from musketeers.data.interactions import Interactions
 from musketeers.data.workload import FEW, Size
 from musketeers.parallel import each
 from musketeers.seeding import Seed
@@ -72,8 +73,8 @@ class PlantedDomain:
     items: Float32[np.ndarray, "item genre"]
     """phi, transposed: columns sum to 1."""
     _tables: _Tables
-    _first: tuple[Int64[np.ndarray, " known_plus_one"], Int64[np.ndarray, " item"]]
-    """Items that each user has before any are drawn, as compressed rows."""
+    _first: Interactions
+    """Items that users have before any are drawn."""
     _key: int
 
     @classmethod
@@ -90,7 +91,7 @@ class PlantedDomain:
     ) -> "PlantedDomain":
         """Plant domain `name` for these users; `activity` is their share of it in all domains.
 
-        Taste and draws depend on the seed, the name and the user's row, not on other users.
+        A user's taste depends on the seed, the name and the user's row, not on other users.
         """
         own = seed.child("domain", name)
         volume = np.sqrt(_ACTIVE_ALIKE) * activity
@@ -122,11 +123,10 @@ class PlantedDomain:
         """User and item, as row numbers, of each pair of the block's users; users ascend."""
         indptr = self.indptr[block.start : block.stop + 1]
         items = np.empty(indptr[-1] - indptr[0], np.int32)
-        starts, first = self._first
-        tables = self._tables
+        first, tables = self._first, self._tables
         _draw_items(
             self.users[block], indptr - indptr[0], self.tastes[block],
-            starts[block.start : block.stop + 1], first,
+            first.indptr[block.start : block.stop + 1], first.items,
             tables.starts, tables.items, tables.others, tables.limits,
             np.uint64(self._key), np.zeros(len(self.items), np.bool_), items,
         )  # fmt: skip
@@ -203,8 +203,8 @@ def _first(
     indptr: Int64[np.ndarray, " known_plus_one"],
     tastes: Float32[np.ndarray, "known genre"],
     key: int,
-) -> tuple[Int64[np.ndarray, " known_plus_one"], Int64[np.ndarray, " item"]]:
-    """A user for each item that might be drawn by nobody, as rows of items by user.
+) -> Interactions:
+    """Each item that might be drawn by nobody, with one user.
 
     With probability in proportion to the user's pairs and to p(item | user), which is how the one
     who has it would be found if it were drawn once.
@@ -212,9 +212,7 @@ def _first(
     rare = np.flatnonzero(indptr[-1] * items.mean(axis=1) < _SURE)
     owners = np.empty(len(rare), np.int64)
     _draw_owners(rare, items, indptr, tastes, np.uint64(key), np.diff(indptr), owners)
-    starts = np.zeros(len(indptr), np.int64)
-    np.cumsum(np.bincount(owners, minlength=len(tastes)), out=starts[1:])
-    return starts, rare[np.argsort(owners, kind="stable")]
+    return Interactions.from_pairs(owners, rare, n_users=len(tastes), n_items=len(items))
 
 
 @_part

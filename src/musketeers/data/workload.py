@@ -164,4 +164,4 @@ def _replaced(size: Size, items: int | None, pairs: int | None) -> Size:
 def _share(what: str, share: float) -> float:
     if not 0 <= share <= 1:
         raise ConfigError(f"{what} is {share}; it is a share, between 0 and 1")
-    return share
+    return float(share)
