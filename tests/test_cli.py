@@ -380,15 +380,14 @@ def test_synth_writes_a_workload_and_says_what_is_next(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "code", "complaint"),
+    ("option", "value", "complaint"),
     [
-        ("--preset", "papers", 2, "'papers' is not one of 'paper', 'sparse'"),
-        ("--ids", "uuid", 2, "'uuid' is not one of 'integer', 'text'"),
-        ("--scale", 2, 1, "musketeers: scale is 2.0; it is above 0 and at most 1\n"),
+        ("--preset", "papers", "preset is 'papers'; choose one of paper, sparse"),
+        ("--ids", "uuid", "ids is 'uuid'; choose one of integer, text"),
+        ("--scale", 2, "scale is 2.0; it is above 0 and at most 1"),
     ],
 )
-def test_synth_refuses_what_it_does_not_know(tmp_path, option, value, code, complaint):
-    found, out, err = call("synth", option, value, "--out", tmp_path / "data")
-    assert (found, out) == (code, b"")
-    assert complaint in err
+def test_synth_refuses_what_it_does_not_know(tmp_path, option, value, complaint):
+    code, out, err = call("synth", option, value, "--out", tmp_path / "data")
+    assert (code, out, err) == (1, b"", f"musketeers: {complaint}\n")
     assert not list(tmp_path.iterdir())

@@ -395,8 +395,7 @@ def demo(
 def synth(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
     preset: Annotated[
-        Literal["paper", "sparse"],
-        typer.Option(help="paper (dense) or sparse: domains and their sizes."),
+        str, typer.Option(help="paper (dense) or sparse: domains and their sizes.")
     ] = "paper",
     scale: Annotated[
         float, typer.Option(help="Share of its users and pairs; of its items the square root.")
@@ -418,9 +417,7 @@ def synth(
         typer.Option(metavar="SHARE", help="Share of taste that is the same in all domains."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    ids: Annotated[
-        Literal["integer", "text"], typer.Option(help="Numbers, or texts such as user-0000123.")
-    ] = "integer",
+    ids: Annotated[str, typer.Option(help="integer, or text: such as user-0000123.")] = "integer",
     threads: Annotated[
         int | None, typer.Option(help="Processors to use; all by default. The files do not differ.")
     ] = None,

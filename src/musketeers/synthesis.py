@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -29,7 +29,7 @@ from musketeers.parallel import available_threads, each
 from musketeers.report import words
 from musketeers.seeding import Seed
 
-IdKind = Literal["integer", "text"]
+ID_KINDS = ("integer", "text")
 
 _PAIRS_AT_ONCE = 1 << 21
 """Of a row group, and of a thread's turn; part of the files' bytes."""
@@ -84,7 +84,7 @@ def synth(
     known: float | None = None,
     common: float | None = None,
     seed: int = 0,
-    ids: IdKind = "integer",
+    ids: str = "integer",
     threads: int | None = None,
 ) -> Written:
     """Write a workload whose ideal ranking is known into the new folder `out`.
@@ -139,15 +139,15 @@ def summary(written: Written) -> str:
 
 
 def _check(ids: str, seed: int, n_threads: int) -> None:
-    if ids not in get_args(IdKind):
-        raise ConfigError(f"ids is {ids!r}; choose one of {', '.join(get_args(IdKind))}")
+    if ids not in ID_KINDS:
+        raise ConfigError(f"ids is {ids!r}; choose one of {', '.join(ID_KINDS)}")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed}; it is from 0 to 2^63 - 1")
     if n_threads < 1:
         raise ConfigError(f"threads is {n_threads}; use 1 or more")
 
 
-def _estimate(found: Workload, n_known: Int64[np.ndarray, " domain"], ids: IdKind) -> int:
+def _estimate(found: Workload, n_known: Int64[np.ndarray, " domain"], ids: str) -> int:
     """Bytes that the files will have, a little more than less."""
     name = 4 if ids == "integer" else 24
     total = 0.0
@@ -182,7 +182,7 @@ def _write_domains(
     present: Bool[np.ndarray, "domain user"],
     *,
     seed: int,
-    ids: IdKind,
+    ids: str,
     n_threads: int,
 ) -> None:
     """All domains, one after the other, so that one at a time is in memory."""
@@ -222,7 +222,7 @@ class _Ids:
     """The ids, where they are texts."""
 
     @classmethod
-    def of(cls, prefix: str, n: int, kind: IdKind, *, first: int = 0) -> Self:
+    def of(cls, prefix: str, n: int, kind: str, *, first: int = 0) -> Self:
         """Numbers, or texts such as `user-0000123` that sort as the rows do."""
         if kind == "integer":
             return cls(first, None)
