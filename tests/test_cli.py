@@ -17,6 +17,7 @@ from musketeers.seeding import Seed
 
 COMMANDS = (
     "fit", "add-domain", "refresh", "evaluate", "recommend", "explain", "check", "doctor", "demo",
+    "synth",
 )  # fmt: skip
 SETTINGS = """
 dim = 4
@@ -361,3 +362,32 @@ def test_doctor_names_versions_threads_and_the_gpu():
     printed = text("doctor")
     for expected in ("python", "musketeers", "torch", "polars", "cores", "blas", "gpu", "numba"):
         assert f"{expected} " in printed
+
+
+def test_synth_writes_a_workload_and_says_what_is_next(tmp_path):
+    sizes = ("--domains", 2, "--users", 50, "--items", 100, "--pairs", 400, "--threads", 1)
+    printed = text("synth", *sizes, "--ids", "text", "--out", tmp_path / "data")
+    first, following, ideal = printed.splitlines()
+    assert first.startswith(f"{tmp_path / 'data'}: 2 domains, 50 users, 800 pairs, ")
+    assert following == f"Next:  musketeers fit {tmp_path / 'data' / 'settings.toml'} --out RUN"
+    assert ideal.endswith(f"{tmp_path / 'data' / 'ideal.toml'} --only smf --out IDEAL")
+    assert pl.read_parquet(tmp_path / "data" / "app_use.parquet")["user_id"][0] == "user-00"
+    code, out, err = call("synth", *sizes, "--out", tmp_path / "data")
+    assert (code, out) == (1, b"")
+    assert err == (
+        f"musketeers: {tmp_path / 'data'}: already exists; choose another place or remove it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--preset", "papers", "preset is 'papers'; choose one of paper, sparse"),
+        ("--ids", "uuid", "ids is 'uuid'; choose one of integer, text"),
+        ("--scale", 2, "scale is 2.0; it is above 0 and at most 1"),
+    ],
+)
+def test_synth_refuses_what_it_does_not_know(tmp_path, option, value, complaint):
+    code, out, err = call("synth", option, value, "--out", tmp_path / "data")
+    assert (code, out, err) == (1, b"", f"musketeers: {complaint}\n")
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from test_cli import call, text
 
 import musketeers
 from musketeers import config as configuration
-from musketeers import runs, scorers
+from musketeers import runs, scorers, sources
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
 from musketeers.evaluation.evaluate import evaluate
@@ -115,6 +115,27 @@ def test_attention_need_not_be_what_helps(run):
     assert tv["attention"].max() - tv["attention"].min() < 0.1
     assert tv["gain"].max() - tv["gain"].min() > 0.03
     assert helped(run, "film")["attention"].to_list() == [None, None]
+
+
+@pytest.mark.parametrize("kind", ["run", "cat_art"])
+def test_of_very_many_test_users_some_are_enough(kind, request, monkeypatch):
+    whole = request.getfixturevalue(kind)
+    monkeypatch.setattr(sources, "MOST_USERS", 50)
+    some = sources.measure(whole, n_threads=1)
+    assert some.keys() == whole.hidden.keys()
+    for source, domains in some.items():
+        for domain, found in domains.items():
+            expected = whole.hidden[source][domain]
+            assert len(found.users) == 50 < len(expected.users)
+            place = np.searchsorted(expected.users, found.users)
+            for metric, values in found.values.items():
+                np.testing.assert_array_equal(values, expected.values[metric][place])
+    # the others' gain is not known
+    fewer = replace(whole, hidden=some)
+    (domain,) = {one for domains in some.values() for one in domains if one != "noise"} & {"tv"}
+    assert fewer.by_source()[domain, "film"].users == 50
+    gains = Explainer.of(fewer, domain).explain(everybody(whole))["gain"]
+    assert 0 < len(gains) - gains.null_count() <= 2 * 50
 
 
 @pytest.mark.parametrize("domain", ["tv", "film"])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from musketeers.runs import fit_run as fit_run
     from musketeers.sources import Explainer as Explainer
     from musketeers.sources import helped as helped
+    from musketeers.synthesis import synth as synth
     from musketeers.updates import add_domain as add_domain
     from musketeers.updates import refresh as refresh
 
@@ -47,6 +48,7 @@ _HOME = {
     "helped": "musketeers.sources",
     "open_run": "musketeers.run_files",
     "refresh": "musketeers.updates",
+    "synth": "musketeers.synthesis",
 }
 
 

@@ -90,6 +90,23 @@ def save(
     """
     contents = {TENSORS: _packed(folder, tensors), **_named(folder, files or {})}
     manifest = _manifest(folder, kind, about, contents)
+    with new_folder(folder) as draft:
+        # the manifest comes last: a folder that has one had all else written before
+        for name, data in {**contents, MANIFEST: manifest}.items():
+            _write(draft / name, data, durable=durable)
+        if durable:
+            _sync_folder(draft)
+    if durable:
+        with writing(folder):
+            _sync_folder(folder.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Generator[Path]:
+    """A draft to fill, which becomes `folder` when the block ends; after an error it is gone.
+
+    Raises `ArtifactError` if `folder` already holds something, or if the disk is full or refuses.
+    """
     with writing(folder):
         if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
             raise ArtifactError(f"{folder}: already exists; choose another place or remove it")
@@ -97,17 +114,11 @@ def save(
         draft = _draft(folder)
         draft.mkdir()
         try:
-            # the manifest comes last: a folder that has one had all else written before
-            for name, data in {**contents, MANIFEST: manifest}.items():
-                _write(draft / name, data, durable=durable)
-            if durable:
-                _sync_folder(draft)
+            yield draft
             draft.rename(folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        if durable:
-            _sync_folder(folder.parent)
 
 
 def load(folder: Path, kind: str) -> Artifact:

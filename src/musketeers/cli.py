@@ -389,3 +389,52 @@ def demo(
     from musketeers.demo import run_demo
 
     run_demo(out, threads=threads)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
+    preset: Annotated[
+        str, typer.Option(help="paper (dense) or sparse: domains and their sizes.")
+    ] = "paper",
+    scale: Annotated[
+        float, typer.Option(help="Share of its users and pairs; of its items the square root.")
+    ] = 0.01,
+    domains: Annotated[
+        int | None, typer.Option(metavar="N", help="So many domains, the preset's in turn.")
+    ] = None,
+    users: Annotated[
+        int | None, typer.Option(help="So many users, in place of the scale's.")
+    ] = None,
+    items: Annotated[int | None, typer.Option(help="So many items in each domain.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="So many distinct pairs in each.")] = None,
+    known: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Probability that a domain knows a user."),
+    ] = None,
+    common: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of taste that is the same in all domains."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    ids: Annotated[str, typer.Option(help="integer, or text: such as user-0000123.")] = "integer",
+    threads: Annotated[
+        int | None, typer.Option(help="Processors to use; all by default. The files do not differ.")
+    ] = None,
+) -> None:
+    """Write data of any size whose best possible ranking is known.
+
+    Users like genres and genres have items, with long tails of both; part of the taste is the same
+    in all domains. Writes the folder DIR: a Parquet file for each domain, settings.toml to fit, and
+    ideal.toml, which measures the best ranking that there is. The preset paper at scale 1 has the
+    sizes of the paper, 309 million pairs.
+
+    Example: `musketeers synth --preset paper --scale 0.001 --out workload`
+    """
+    from musketeers import synthesis
+
+    written = synthesis.synth(
+        out, preset, scale=scale, domains=domains, users=users, items=items, pairs=pairs,
+        known=known, common=common, seed=seed, ids=ids, threads=threads,
+    )  # fmt: skip
+    typer.echo(synthesis.summary(written))

@@ -55,7 +55,7 @@ def planted(
         if not 0 <= share <= 1:
             raise DataError(f"{what} is {share}; it is a share, between 0 and 1")
     shared = seed.child("shared").numpy().standard_normal((n_users, dim))
-    present = _present(len(names), seed.child("known").numpy(), n_users=n_users, known=known)
+    present = known_where(len(names), seed.child("known").numpy(), n_users=n_users, known=known)
     found: dict[str, Domain] = {}
     for name, here in zip(names, present, strict=True):
         rng = seed.child("domain", name).numpy()
@@ -86,9 +86,10 @@ def frames(domains: Domains) -> dict[str, pl.DataFrame]:
     return tables
 
 
-def _present(
+def known_where(
     n_domains: int, rng: np.random.Generator, *, n_users: int, known: float
 ) -> Bool[np.ndarray, "domain user"]:
+    """Which domains know each user: with probability `known`, and one for whom none would."""
     present = rng.random((n_domains, n_users)) < known
     nowhere = np.flatnonzero(~present.any(axis=0))
     present[rng.integers(n_domains, size=len(nowhere)), nowhere] = True

@@ -19,6 +19,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from musketeers.splitmix import mix as _mix
+from musketeers.splitmix import stream as _stream
+
 # Sums may be reordered and fused, which lets the compiler use vector instructions; NaN and
 # infinity keep their meaning, so a diverging run is still noticed.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -27,22 +30,6 @@ _loop = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 _part = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", forceinline=True)
 
 _ZERO, _ONE, _BIT = np.float32(0), np.float32(1), np.uint64(1)
-
-
-@_part
-@no_type_check
-def _mix(state):
-    """SplitMix64's output function (Steele et al., OOPSLA 2014)."""
-    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@_part
-@no_type_check
-def _stream(key, user):
-    """Where the stream of one user starts; `key` stands for seed and epoch."""
-    return _mix(np.uint64(key) + (np.uint64(user) + _BIT) * np.uint64(0xD1342543DE82EF95))
 
 
 @intrinsic
