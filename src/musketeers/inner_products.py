@@ -32,11 +32,13 @@ _LANES = 16
 _REGISTERS = 4
 _STEP = 4
 _GROUP = _LANES * _REGISTERS
-"""Items that share a scale and are multiplied at once."""
+"""Items that are multiplied at once."""
+_PANEL = 4 * _GROUP
+"""Items that share a scale; their bytes and the users' fit the first cache."""
 _TOGETHER = 6
 """Users that are multiplied at once: their sums, 6 x 4 registers of 32, never leave these."""
 _TILE = 192
-"""Users for whom a group of items is read once; their bytes and the group's fit the first cache."""
+"""Users for whom a panel of items is read once."""
 _WAITING = 8
 """Items of a user that are scored exactly at once, so that sums need not wait for each other."""
 _ROUNDING = 2.0**-50
@@ -64,8 +66,8 @@ class Catalogue:
     """Rows of the items, largest norm first."""
     rounded: UInt8[np.ndarray, "group byte"]
     """p + 128 of 64 items each: four dimensions of all 64, then the next four."""
-    limits: Float64[np.ndarray, "group 4"]
-    """Of each group: 1 / r, the largest |p|, the largest |f| / r, the largest |v|."""
+    limits: Float64[np.ndarray, "panel 4"]
+    """Of each panel: 1 / r, the largest |p|, the largest |f| / r, the largest |v|."""
 
     @classmethod
     def of(cls, items: Float32[np.ndarray, "item dim"]) -> "Catalogue":
@@ -73,9 +75,9 @@ class Catalogue:
         items = _plain(items)
         norms = np.sqrt(np.einsum("id,id->i", items, items, dtype=np.float64))
         order = np.argsort(-norms, kind="stable").astype(np.int32)
-        n_groups = math.ceil(len(items) / _GROUP)
-        rounded = _aligned(n_groups, _GROUP * _padded(items.shape[1]))
-        limits = np.empty((n_groups, 4))
+        n_panels = math.ceil(len(items) / _PANEL)
+        rounded = _aligned(n_panels * (_PANEL // _GROUP), _GROUP * _padded(items.shape[1]))
+        limits = np.empty((n_panels, 4))
         _round_items(items, _plain(order), rounded, limits)
         return cls(items, _plain(order), _plain(rounded), _plain(limits))
 
@@ -221,6 +223,34 @@ def _lowest_bit(_typing, _mask):
     return types.int64(types.uint64), codegen
 
 
+@intrinsic
+@no_type_check
+def _prefetch(_typing, table, _row, _column):
+    """Ask for the cache line of ``table[_row, _column]``, to be there when it is needed."""
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, kind, array, arguments[1:])
+        place = builder.bitcast(place, cgutils.voidptr_t)
+        number = ir.IntType(32)
+        hint = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0")
+        # for reading, kept near, data
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp, types.intp), codegen
+
+
+@_part
+@no_type_check
+def _ask(table, row):
+    for d in range(0, table.shape[1], 16):
+        _prefetch(table, row, d)
+
+
 @_part
 @no_type_check
 def _scale(largest):
@@ -232,19 +262,21 @@ def _scale(largest):
 def _round_items(items, order, rounded, limits):
     """Fill in `Catalogue.rounded` and `Catalogue.limits`."""
     dim = items.shape[1]
-    for group in range(len(rounded)):
-        rows = order[group * _GROUP : (group + 1) * _GROUP]
+    rounded[:] = 128  # what pads dimensions and the last group is 0
+    for panel in range(len(limits)):
+        first = panel * _PANEL
+        rows = order[first : first + _PANEL]
         largest = 0.0
         for row in rows:
             for d in range(dim):
                 largest = max(largest, abs(np.float64(items[row, d])))
         scale = _scale(largest)
-        rounded[group] = 128  # what pads dimensions and the last group is 0
         longest, furthest, norm = 0.0, 0.0, 0.0
-        for lane in range(len(rows)):
+        for n in range(len(rows)):
+            group, lane = (first + n) // _GROUP, (first + n) % _GROUP
             squares, errors, integers = 0.0, 0.0, 0.0
             for d in range(dim):
-                value = np.float64(items[rows[lane], d])
+                value = np.float64(items[rows[n], d])
                 integer = np.rint(value / scale)
                 place = (d // _STEP) * (_GROUP * _STEP) + lane * _STEP + d % _STEP
                 rounded[group, place] = np.uint8(integer + 128.0)
@@ -255,10 +287,10 @@ def _round_items(items, order, rounded, limits):
             longest = max(longest, np.sqrt(integers))
             norm = max(norm, np.sqrt(squares))
             furthest = max(furthest, np.sqrt(errors))
-        limits[group, 0] = 1.0 / scale
-        limits[group, 1] = longest * (1.0 + _ROUNDING)
-        limits[group, 2] = (furthest + dim * _ROUNDING * norm) / scale
-        limits[group, 3] = norm * (1.0 + dim * _ROUNDING)
+        limits[panel, 0] = 1.0 / scale
+        limits[panel, 1] = longest * (1.0 + _ROUNDING)
+        limits[panel, 2] = (furthest + dim * _ROUNDING * norm) / scale
+        limits[panel, 3] = norm * (1.0 + dim * _ROUNDING)
 
 
 @_loop
@@ -295,7 +327,7 @@ def _round_users(vectors, users, rounded, limits, exact):
 @_loop
 @no_type_check
 def _rank_users(
-    vectors, users, items, order, groups, group_limits, indptr, seen, best_items, best_scores
+    vectors, users, items, order, groups, panels, indptr, seen, best_items, best_scores
 ):
     """See `rank`; users in tiles, each of which walks through the groups of items."""
     dim = vectors.shape[1]
@@ -307,7 +339,7 @@ def _rank_users(
         tile = users[first : first + _TILE]
         _round_users(vectors, tile, rounded, limits, exact)
         _rank_tile(
-            tile, rounded, limits, exact, items, order, groups, group_limits, indptr, seen,
+            tile, rounded, limits, exact, items, order, groups, panels, indptr, seen,
             best_items[first : first + _TILE, :k], best_scores[first : first + _TILE, :k],
         )  # fmt: skip
 
@@ -315,7 +347,7 @@ def _rank_users(
 @_loop
 @no_type_check
 def _rank_tile(
-    users, rounded, limits, exact, items, order, groups, group_limits, indptr, seen,
+    users, rounded, limits, exact, items, order, groups, panels, indptr, seen,
     best_items, best_scores,
 ):  # fmt: skip
     k = best_items.shape[1]
@@ -331,32 +363,40 @@ def _rank_tile(
         if limits[place, 4] > 0.0:
             walking[n_walking] = place
             n_walking += 1
-    for group in range(len(groups)):
-        n_walking = _still_hopeful(walking, n_walking, least, limits, group_limits[group, 3])
+    for panel in range(len(panels)):
+        n_walking = _still_hopeful(walking, n_walking, least, limits, panels[panel, 3])
         if n_walking == 0:
             break
+        group_stop = min((panel + 1) * (_PANEL // _GROUP), len(groups))
         for start in range(0, n_walking, _TOGETHER):
-            _set_cuts(cuts, least, limits, walking, start, n_walking, group_limits, group)
-            if not _reached(groups, group, rounded, walking, start, cuts, masks):
-                continue
-            for j in range(_TOGETHER):
-                place, mask = walking[start + j], masks[j]
-                while mask:
-                    position = group * _GROUP + _lowest_bit(mask)
-                    mask &= mask - np.uint64(1)
-                    if position >= len(order):
-                        break
-                    waiting[place, n_waiting[place]] = order[position]
-                    n_waiting[place] += 1
-                    if n_waiting[place] == _WAITING:
-                        skipped = seen[indptr[users[place]] : indptr[users[place] + 1]]
-                        n_found[place] = _admit(
-                            exact[place], items, waiting[place], _WAITING, skipped,
-                            best_items[place], best_scores[place], n_found[place],
-                        )
-                        n_waiting[place] = 0
-                        if n_found[place] == k:
-                            least[place] = best_scores[place, 0]
+            _set_cuts(cuts, least, limits, walking, start, n_walking, panels[panel])
+            for group in range(panel * (_PANEL // _GROUP), group_stop):
+                if not _reached(groups, group, rounded, walking, start, cuts, masks):
+                    continue
+                changed = False
+                for j in range(_TOGETHER):
+                    place, mask = walking[start + j], masks[j]
+                    while mask:
+                        position = group * _GROUP + _lowest_bit(mask)
+                        mask &= mask - np.uint64(1)
+                        if position >= len(order):
+                            break
+                        row = order[position]
+                        _ask(items, row)
+                        waiting[place, n_waiting[place]] = row
+                        n_waiting[place] += 1
+                        if n_waiting[place] == _WAITING:
+                            skipped = seen[indptr[users[place]] : indptr[users[place] + 1]]
+                            n_found[place] = _admit(
+                                exact[place], items, waiting[place], _WAITING, skipped,
+                                best_items[place], best_scores[place], n_found[place],
+                            )
+                            n_waiting[place] = 0
+                            if n_found[place] == k:
+                                least[place] = best_scores[place, 0]
+                                changed = True
+                if changed:
+                    _set_cuts(cuts, least, limits, walking, start, n_walking, panels[panel])
     for place in range(len(users)):
         skipped = seen[indptr[users[place]] : indptr[users[place] + 1]]
         if limits[place, 4] > 0.0:
@@ -384,13 +424,13 @@ def _still_hopeful(walking, n_walking, least, limits, longest):
 
 @_part
 @no_type_check
-def _set_cuts(cuts, least, limits, walking, start, n_walking, group_limits, group):
+def _set_cuts(cuts, least, limits, walking, start, n_walking, panel):
     """What an item's integer sum must exceed for its bound to reach the user's least score."""
     for j in range(_TOGETHER):
         place = walking[start + j]
-        cut = least[place] * limits[place, 0] * group_limits[group, 0]
-        cut -= limits[place, 1] * group_limits[group, 1]
-        cut -= limits[place, 2] * group_limits[group, 2]
+        cut = least[place] * limits[place, 0] * panel[0]
+        cut -= limits[place, 1] * panel[1]
+        cut -= limits[place, 2] * panel[2]
         # the cut is a whole number below, for what rounding does to this sum
         cut += limits[place, 3] - 2.0
         # where nobody is left there is nothing to find
@@ -405,12 +445,21 @@ def _admit(vector, items, rows, n_rows, skipped, best_items, best_scores, n_foun
 
     The best unseen ones are in a heap whose root is the worst of them.
     """
-    totals = np.zeros(_WAITING)
     for n in range(n_rows, _WAITING):
         rows[n] = 0
-    for d in range(len(vector)):
-        for n in range(_WAITING):
-            totals[n] += vector[d] * np.float64(items[rows[n], d])
+    a, b, c, d, e, f, g, h = rows[0],rows[1],rows[2],rows[3],rows[4],rows[5],rows[6],rows[7]
+    ta=tb=tc=td=te=tf=tg=th=0.0
+    for i in range(len(vector)):
+        u = vector[i]
+        ta += u*np.float64(items[a,i])
+        tb += u*np.float64(items[b,i])
+        tc += u*np.float64(items[c,i])
+        td += u*np.float64(items[d,i])
+        te += u*np.float64(items[e,i])
+        tf += u*np.float64(items[f,i])
+        tg += u*np.float64(items[g,i])
+        th += u*np.float64(items[h,i])
+    totals = (ta,tb,tc,td,te,tf,tg,th)
     k = len(best_items)
     for n in range(n_rows):
         row, score = rows[n], totals[n]
