@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, Int64
 from numba import njit
 
+from musketeers import inner_products
 from musketeers.data.interactions import Interactions
 from musketeers.device import gpu
 from musketeers.errors import DataError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 TILE_BYTES = 30 * 2**20
 """Size of the scores that all threads hold at once; below 32 MB the C library hands the same pages
 out again."""
+
+BOUNDED_FROM = 256
+"""So many users at once are worth sorting and rounding the items for (docs/decisions/0027)."""
 
 _BLOCK = 128
 _GROUPS_PER_ITEM = 4
@@ -119,6 +123,13 @@ def top_k(
     shortlists = _on_gpu(scorer, skip, k=min(k, scorer.n_items))
     if shortlists:
         n_threads, size = 1, shortlists.size
+    elif isinstance(scorer, Factors) and _bounds_pay(scorer, n_users=len(users)):
+        catalogue = inner_products.Catalogue.of(scorer.items)
+        inner_products.rank(
+            scorer.users, catalogue, users, skip, ranking.items, ranking.scores,
+            n_threads=n_threads,
+        )  # fmt: skip
+        return ranking
     else:
         # as many users in a tile as memory allows, as many tiles for one thread as for another
         size = max(1, TILE_BYTES // (4 * max(1, scorer.n_items) * n_threads))
@@ -132,6 +143,10 @@ def top_k(
 
     each(rank, n_tiles, n_threads=n_threads)
     return ranking
+
+
+def _bounds_pay(factors: Factors, *, n_users: int) -> bool:
+    return n_users >= BOUNDED_FROM and inner_products.supported(factors.items.shape[1])
 
 
 def _on_gpu(scorer: Scorer, seen: Interactions, *, k: int) -> "Shortlists | None":
