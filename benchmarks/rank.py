@@ -29,6 +29,7 @@ from musketeers.data.domains import Split
 from musketeers.data.interactions import Interactions
 from musketeers.errors import MusketeersError
 from musketeers.evaluation.validation import Validation
+from musketeers.instructions import TOGETHER, reached
 from musketeers.parallel import each
 from musketeers.pretrain.mf import pretrain
 from musketeers.ranking import Factors, top_k
@@ -276,14 +277,13 @@ def byte_rate() -> float:
 
 @njit(nogil=True)
 def _multiply_all(groups, users, rounds):
-    together = inner_products._TOGETHER
     places = np.arange(len(users))
-    cuts = np.full(together, 2**31 - 1, np.int32)
-    masks = np.empty(together, np.uint64)
+    cuts = np.full(TOGETHER, 2**31 - 1, np.int32)
+    masks = np.empty(TOGETHER, np.uint64)
     for _ in range(rounds):
         for group in range(len(groups)):
-            for first in range(0, len(users), together):
-                inner_products._reached(groups, group, users, places, first, cuts, masks)
+            for first in range(0, len(users), TOGETHER):
+                reached(groups, group, users, places, first, cuts, masks)
 
 
 def fastest(work: Callable[[], object]) -> float:

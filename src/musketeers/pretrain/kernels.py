@@ -14,11 +14,9 @@ compiled into the loop and not called; unsigned indices, which need no test for 
 from typing import no_type_check
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
+from musketeers.instructions import prefetch
 from musketeers.splitmix import mix as _mix
 from musketeers.splitmix import stream as _stream
 
@@ -32,33 +30,12 @@ _part = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", forcei
 _ZERO, _ONE, _BIT = np.float32(0), np.float32(1), np.uint64(1)
 
 
-@intrinsic
-@no_type_check
-def _prefetch(_typing, table, _row, _column):
-    """Ask for the cache line of ``table[_row, _column]``, to be there when it is needed."""
-
-    @no_type_check
-    def codegen(context, builder, signature, arguments):
-        kind = signature.args[0]
-        array = context.make_array(kind)(context, builder, arguments[0])
-        place = cgutils.get_item_pointer(context, builder, kind, array, arguments[1:])
-        place = builder.bitcast(place, cgutils.voidptr_t)
-        number = ir.IntType(32)
-        hint = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0")
-        # for reading, kept near, data
-        builder.call(function, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(table, types.intp, types.intp), codegen
-
-
 @_part
 @no_type_check
 def _ask(table, row):
     """Ask for ``table[row]``: from a large table, waiting for a row costs more than arithmetic."""
     for d in range(0, table.shape[1], 16):
-        _prefetch(table, row, d)
+        prefetch(table, row, d)
 
 
 @_part

@@ -1,0 +1,132 @@
+"""What a processor can do and Numba has no word for.
+
+`reached` needs AVX-512 with VNNI; `lowest_bit` and `prefetch` compile everywhere.
+"""
+
+from typing import no_type_check
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_LANES = 16
+"""32-bit sums in a register."""
+_REGISTERS = 4
+STEP = 4
+"""Dimensions whose products one instruction adds to a sum."""
+GROUP = _LANES * _REGISTERS
+"""Items that are multiplied at once."""
+TOGETHER = 6
+"""Users that are multiplied at once: 6 x 4 registers of sums, of 32, never go to memory."""
+
+
+@intrinsic
+@no_type_check
+def prefetch(_typing, table, _row, _column):
+    """Ask for the cache line of ``table[_row, _column]``, to be there when it is needed."""
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, kind, array, arguments[1:])
+        place = builder.bitcast(place, cgutils.voidptr_t)
+        number = ir.IntType(32)
+        hint = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0")
+        # for reading, kept near, data
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(table, types.intp, types.intp), codegen
+
+
+@intrinsic
+@no_type_check
+def reached(_typing, groups, _group, users, places, _first, cuts, _masks):
+    """Mark in ``_masks[j]`` which of a group's items exceed ``cuts[j]``; whether any does.
+
+    The products are those of ``users[places[_first + j]]`` for j below `TOGETHER`.
+    """
+
+    @no_type_check
+    def codegen(context, builder, signature, arguments):
+        byte, number, word = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+        register = ir.VectorType(number, _LANES)
+        zeros, unknown = ir.Constant(register, None), ir.Constant(register, ir.Undefined)
+
+        @no_type_check
+        def array(place):
+            return context.make_array(signature.args[place])(context, builder, arguments[place])
+
+        @no_type_check
+        def row_of(table, row):
+            width = cgutils.unpack_tuple(builder, table.strides)[0]
+            start = builder.bitcast(table.data, byte.as_pointer())
+            return builder.gep(start, [builder.mul(row, width)])
+
+        @no_type_check
+        def at(pointer, offset, kind):
+            return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+
+        @no_type_check
+        def in_all_lanes(value):
+            one = builder.insert_element(unknown, value, number(0))
+            return builder.shuffle_vector(one, unknown, zeros)
+
+        table, vectors, chosen, least, marks = (array(place) for place in (0, 2, 3, 5, 6))
+        group = row_of(table, arguments[1])
+        rows = [
+            builder.load(builder.gep(chosen.data, [builder.add(arguments[4], word(j))]))
+            for j in range(TOGETHER)
+        ]
+        rows = [row_of(vectors, row) for row in rows]
+        sums = [
+            [cgutils.alloca_once_value(builder, zeros) for _ in range(_REGISTERS)] for _ in rows
+        ]
+        # unsigned bytes of the items times signed ones of the user, four at a time
+        kind = ir.FunctionType(register, [register] * 3)
+        multiply = cgutils.get_or_insert_function(
+            builder.module, kind, "llvm.x86.avx512.vpdpbusd.512"
+        )
+        n_steps = builder.udiv(cgutils.unpack_tuple(builder, vectors.shape)[1], word(STEP))
+        with cgutils.for_range(builder, n_steps) as step:
+            start = builder.mul(step.index, word(GROUP * STEP))
+            items = [
+                builder.load(at(group, builder.add(start, word(64 * part)), register), align=64)
+                for part in range(_REGISTERS)
+            ]
+            for row, row_sums in zip(rows, sums, strict=True):
+                four = at(row, builder.mul(step.index, word(STEP)), number)
+                factor = in_all_lanes(builder.load(four, align=1))
+                for place, part in zip(row_sums, items, strict=True):
+                    builder.store(
+                        builder.call(multiply, [builder.load(place), part, factor]), place
+                    )
+        anywhere = word(0)
+        for j, row_sums in enumerate(sums):
+            cut = in_all_lanes(builder.load(builder.gep(least.data, [word(j)])))
+            mask = word(0)
+            for part, place in enumerate(row_sums):
+                above = builder.icmp_signed(">", builder.load(place), cut)
+                bits = builder.zext(builder.bitcast(above, ir.IntType(_LANES)), word)
+                mask = builder.or_(mask, builder.shl(bits, word(_LANES * part)))
+            builder.store(mask, builder.gep(marks.data, [word(j)]))
+            anywhere = builder.or_(anywhere, mask)
+        return builder.icmp_unsigned("!=", anywhere, word(0))
+
+    arguments = (groups, types.intp, users, places, types.intp, cuts, _masks)
+    return types.boolean(*arguments), codegen
+
+
+@intrinsic
+@no_type_check
+def lowest_bit(_typing, _mask):
+    """The place of the lowest bit of a number that is not 0."""
+
+    @no_type_check
+    def codegen(_context, builder, _signature, arguments):
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), codegen
