@@ -1,8 +1,13 @@
 """What memory there is: made-up systems, and this one."""
 
+import sys
+import time
+
+import numpy as np
 import pytest
 
 from musketeers import memory
+from musketeers.costs import metered
 
 GIB = 2**30
 
@@ -42,6 +47,26 @@ def test_the_tightest_limit_of_a_container_counts(tmp_path, groups, files, left)
 
 def test_a_system_that_does_not_tell_has_half_of_its_memory(tmp_path):
     assert memory.available(tmp_path, tmp_path) >= 2**28
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not forget")
+def test_a_peak_is_of_the_time_since_it_was_forgotten():
+    before = memory.peak()
+    block = np.ones(2**26)
+    high = memory.peak()
+    assert high > before + block.nbytes // 2
+    del block
+    assert memory.peak() == high
+    memory.forget_peak()
+    assert memory.peak() < high - 2**28
+
+
+def test_work_that_fails_has_its_cost_too():
+    with pytest.raises(ZeroDivisionError), metered() as cost:
+        time.sleep(0.01)
+        raise ZeroDivisionError
+    assert cost.seconds >= 0.01
+    assert cost.peak_bytes > 2**20
 
 
 def test_this_process_has_held_some_memory():

@@ -130,8 +130,11 @@ def test_the_manifest_says_where_the_run_comes_from(done):
     assert all(len(manifest["data"][f"{name}, pairs"]) == 64 for name in tables())
     stages = {f"{s}/{n}" for s in ("pretrain", "art") for n in tables()}
     choices = {f"choice/{n}" for n in tables()}
-    assert manifest["seconds"].keys() == stages | choices | {"cat/all", "evaluate", "save"}
-    assert manifest["peak_memory_bytes"] > 1 << 20
+    ends = {"read", "split", "cat/all", "evaluate", "save"}
+    assert manifest["seconds"].keys() == stages | choices | ends
+    assert manifest["peak_bytes"].keys() == manifest["seconds"].keys()
+    assert manifest["peak_memory_bytes"] >= max(manifest["peak_bytes"].values())
+    assert min(manifest["peak_bytes"].values()) > 1 << 20
 
 
 def test_the_means_are_those_of_the_users(done):
@@ -401,6 +404,21 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_starts(tmp_path, mo
         ConfigError, match=r"ease needs about [\d,]+ bytes beside [\d,]+ of its proc"
     ):
         fit_run(settings(tmp_path), tmp_path, tmp_path / "run", threads=1, only="ease")
+
+
+@pytest.mark.parametrize("only", [None, "cat_art", "smf"])
+def test_a_fit_larger_than_memory_or_disk_is_refused_before_it_starts(only, tmp_path, monkeypatch):
+    def fit():
+        fit_run(settings(tmp_path), tmp_path, tmp_path / "run", threads=1, only=only)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "available", lambda: 10**6)
+        with pytest.raises(ConfigError, match=r"needs about 0\.\d GB of memory .* close other"):
+            fit()
+    monkeypatch.setattr(disk, "free", lambda _: 10**3)
+    with pytest.raises(ConfigError, match=r"run: about 0\.\d GB are to be written and its disk has"):
+        fit()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_that_cannot_be_had_is_refused(tmp_path):

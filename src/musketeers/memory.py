@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from contextlib import suppress
 from os import sysconf
 from pathlib import Path
 
@@ -27,8 +28,24 @@ def available(proc: Path = _PROC, groups: Path = _GROUPS) -> int:
     return min([1024 * free, *_left_in_groups(proc, groups)])
 
 
-def peak() -> int:
-    """The most bytes that this process has held."""
+def peak(proc: Path = _PROC) -> int:
+    """The most bytes that this process has held, on Linux since `forget_peak`."""
+    try:
+        lines = (proc / "self" / "status").read_text().splitlines()
+        (most,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError):
+        return _peak_of_old()
+    return 1024 * most
+
+
+def forget_peak(proc: Path = _PROC) -> None:
+    """Let `peak` start from what is held now; elsewhere than on Linux it goes on."""
+    with suppress(OSError):
+        # the number that the kernel asks for (proc(5), clear_refs)
+        (proc / "self" / "clear_refs").write_text("5")
+
+
+def _peak_of_old() -> int:
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found if sys.platform == "darwin" else found * 1024
 

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import time
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from musketeers import artifacts, memory
+from musketeers.costs import Cost, metered
 from musketeers.errors import RunError
 
 FORMAT = 1
@@ -169,15 +169,21 @@ class RunFolder:
 
     @contextmanager
     def timed(self, stage: str) -> Generator[None]:
-        """Add the block's wall time, also of a failed one, to the stage's seconds."""
-        start = time.perf_counter()
+        """`add` what the block took, also of a failed one."""
         try:
-            yield
+            with metered() as cost:
+                yield
         finally:
-            manifest = self.manifest()
-            seconds = manifest["seconds"].get(stage, 0.0) + time.perf_counter() - start
-            manifest["seconds"][stage] = round(seconds, 3)
-            self._write(manifest)
+            self.add(stage, cost)
+
+    def add(self, stage: str, cost: Cost) -> None:
+        """Add to the stage's seconds what something took, and keep the larger peak."""
+        manifest = self.manifest()
+        seconds, peaks = manifest["seconds"], manifest.setdefault("peak_bytes", {})
+        seconds[stage] = round(seconds.get(stage, 0.0) + cost.seconds, 3)
+        peaks[stage] = max(peaks.get(stage, 0), cost.peak_bytes)
+        manifest["peak_memory_bytes"] = max(manifest["peak_memory_bytes"], cost.peak_bytes)
+        self._write(manifest)
 
     def finish(self) -> None:
         """Declare the run complete: its checkpoints go, and nobody may write it again."""
@@ -198,6 +204,7 @@ class RunFolder:
                 "seed": inputs["settings"].get("seed"),
                 **inputs,
                 "seconds": {},
+                "peak_bytes": {},
                 "peak_memory_bytes": 0,
                 "resumed": [],
             }

@@ -17,6 +17,7 @@ from musketeers.budget.clock import Clock, in_seconds
 from musketeers.budget.recipes import methods, recipes
 from musketeers.budget.search import Search
 from musketeers.config import RunConfig
+from musketeers.costs import Cost, metered
 from musketeers.data import readers
 from musketeers.data.domains import Domains, Split
 from musketeers.data.overlap import OverlapReport, overlap_report
@@ -30,7 +31,7 @@ from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
 from musketeers.models import registry
 from musketeers.models.model import Fitted, Made
-from musketeers.models.needs import FACTORS, Size, refusal
+from musketeers.models.needs import FACTORS, Size, check_fit, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads, libraries_on_one_thread
@@ -146,13 +147,20 @@ def fit_run(
     one.
 
     Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
-    that there is not, that would need more memory than there is, or a budget that is not enough.
+    that there is not, for more memory or room on the disk than there is, and for a budget that is
+    not enough.
     """
     check_place(out, resume=resume)
     clock = _clock(budget, only)
     watch, n_threads = watch or Quiet(), thread_count(threads, out if resume else None)
     measured = models_to_measure(only, n_tries, n_domains=len(config.data.domains))
-    data = Data.of(readers.read(config.data, base=base, told=watch.rows), config, base, watch)
+    with metered() as cost:
+        reading = readers.read(config.data, base=base, told=watch.rows)
+    data = Data.of(reading, config, base, watch, costs={"read": cost})
+    del reading
+    if len(measured) > 1 or measured[0] in STAGED:
+        whole = Size.of(data.domains, list(data.splits), dim=config.dim)
+        check_fit(whole, out, available() * 9 // 10)
     inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
     if n_tries > 1:
         inputs["tries"] = str(n_tries)
@@ -201,6 +209,8 @@ def fit_data(
         libraries_on_one_thread(),
     ):  # fmt: skip
         if not run.finished:
+            for stage, cost in data.costs.items():
+                run.add(stage, cost)
             _make(run, config, data, measured, n_tries, search, n_threads, watch, add)
     # what was made is let go before it is read again: both at once would be twice the memory
     return open_run(out)
@@ -341,9 +351,19 @@ class Data:
     """Vectors made elsewhere, of the domains that bring theirs."""
     alone: Mapping[str, Pretrained] = field(default_factory=dict[str, Pretrained])
     """Stage 1 of the domains that need not learn it anew."""
+    costs: Mapping[str, Cost] = field(default_factory=dict[str, Cost])
+    """What reading and splitting took."""
 
     @classmethod
-    def of(cls, reading: Reading, config: RunConfig, base: Path, watch: Watch) -> "Data":
+    def of(
+        cls,
+        reading: Reading,
+        config: RunConfig,
+        base: Path,
+        watch: Watch,
+        *,
+        costs: Mapping[str, Cost] | None = None,
+    ) -> "Data":
         """All that was read, split anew; `watch` is told what looks wrong."""
         domains, overlap = reading.domains, overlap_report(reading)
         for warning in overlap.warnings:
@@ -356,8 +376,9 @@ class Data:
                         f"warning: {name}: {missing:,} {what} have no vector and get the mean of "
                         "the others"
                     )
-        splits = split(domains, config.split, Seed(config.seed), told=watch.rows)
-        return cls(domains, overlap, splits, vectors)
+        with metered() as cost:
+            splits = split(domains, config.split, Seed(config.seed), told=watch.rows)
+        return cls(domains, overlap, splits, vectors, costs={**(costs or {}), "split": cost})
 
 
 def _vectors(config: RunConfig, domains: Domains, base: Path) -> dict[str, Given]:

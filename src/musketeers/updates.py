@@ -12,6 +12,7 @@ from jaxtyping import Int64
 
 from musketeers import config as configuration
 from musketeers.config import Column, DataConfig, RunConfig
+from musketeers.costs import metered
 from musketeers.data import readers
 from musketeers.data.columns import kind
 from musketeers.data.domains import Domain, Domains, Split
@@ -159,7 +160,8 @@ def _updated(
 ) -> RunResult:
     check_place(out, resume=resume)
     n_threads = thread_count(threads, out if resume else None)
-    own = readers.read(_alone(config.data, domain), base=Path(), told=watch.rows)
+    with metered() as cost:
+        own = readers.read(_alone(config.data, domain), base=Path(), told=watch.rows)
     _check_ids(found, domain, own, config.data.domains[domain])
     was = _reading(found)
     reading = readers.joined({**dict.fromkeys(found.splits, was), domain: own})
@@ -180,7 +182,7 @@ def _updated(
         if name != domain
     }
     return fit_data(
-        config, Data(reading.domains, overlap, splits, alone=alone), out,
+        config, Data(reading.domains, overlap, splits, alone=alone, costs={"read": cost}), out,
         measured=models_to_measure(n_domains=len(splits)), inputs={"updates": _identity(run)},
         resume=resume, n_threads=n_threads, watch=watch, command=command,
         add=partial(_compared, found, domain, rows, references, n_threads),

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from musketeers.data.domains import Domains
+from musketeers.disk import check_room
+from musketeers.errors import ConfigError
 from musketeers.heads.linear import bytes_needed
 from musketeers.ranking import TILE_BYTES
 
+_GB = 10**9
 MOST_NEIGHBORS = 500
 """The most of them that ItemKNN is tuned with."""
 
@@ -99,3 +103,35 @@ def neighbors_kept(size: Size) -> int:
     """As `item_knn` says, for the most neighbours that are tried, and the best try's own."""
     kept = sum(n_items * min(n_items, MOST_NEIGHBORS) for n_items in size.n_items)
     return 2 * TILE_BYTES + 48 * kept + 64 * size.n_pairs
+
+
+def whole_fit(size: Size) -> int:
+    """The three stages of all domains, measured and saved.
+
+    A table of users for each domain that learned alone, that is exchanged and that learned from the
+    others; what a target's stage 3 is told, once more; three copies of one table in training; and
+    for each pair what ranking must skip and what is written of it.
+    """
+    n = size.n_domains
+    users = 4 * size.dim * size.n_users
+    items = 4 * size.dim * sum(size.n_items)
+    return 2 * TILE_BYTES + (4 * n + 3) * users + 6 * items + 6 * size.n_pairs
+
+
+def run_folder(size: Size) -> int:
+    """Bytes on disk: every stage's vectors, the model's, and of stage 1 the progress too."""
+    n = size.n_domains
+    users = 4 * size.dim * size.n_users
+    items = 4 * size.dim * sum(size.n_items)
+    return (5 * n + 1) * users + 5 * items + 6 * size.n_pairs
+
+
+def check_fit(size: Size, out: Path, memory: int) -> None:
+    """Raise `ConfigError` unless a whole fit has enough of the `memory`, and room for its folder."""
+    if (needed := whole_fit(size)) > memory:
+        raise ConfigError(
+            f"the fit needs about {needed / _GB:.1f} GB of memory beside the data, {memory / _GB:.1f} "
+            "GB are free; close other programs, take narrower vectors (dim), or keep fewer users "
+            "(data.min_user)"
+        )
+    check_room(out, run_folder(size))

@@ -325,12 +325,16 @@ def _tried(one: Try) -> list[str]:
 def _cost(manifest: Mapping[str, Any]) -> str:
     if not manifest:
         return ""
-    seconds = manifest["seconds"]
-    rows = [row(stage, [duration(s)]) for stage, s in seconds.items()]
+    # the first runs did not keep the peaks of stages
+    peaks = manifest.get("peak_bytes", {})
+    rows = [
+        row(stage, [duration(s), size(peaks[stage]) if stage in peaks else "-"])
+        for stage, s in manifest["seconds"].items()
+    ]
     versions = [row(name, [escape(str(v))]) for name, v in manifest["versions"].items()]
     peak = f"<p>Peak memory of the process: {size(manifest['peak_memory_bytes'])}.</p>"
     return (
-        table("Wall time", ["stage", "time"], rows) + peak
+        table("Wall time and memory", ["stage", "time", "peak"], rows) + peak
         + table("Versions", ["package", "version"], versions)
     )  # fmt: skip
 
