@@ -101,7 +101,9 @@ def reached(_typing, groups, _group, users, places, _first, cuts, _masks):
                 four = at(row, builder.mul(step.index, word(STEP)), number)
                 factor = in_all_lanes(builder.load(four, align=1))
                 for place, part in zip(row_sums, items, strict=True):
-                    builder.store(builder.call(multiply, [builder.load(place), part, factor]), place)
+                    builder.store(
+                        builder.call(multiply, [builder.load(place), part, factor]), place
+                    )
         anywhere = word(0)
         for j, row_sums in enumerate(sums):
             cut = in_all_lanes(builder.load(builder.gep(least.data, [word(j)])))
