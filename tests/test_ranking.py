@@ -9,6 +9,7 @@ import pytest
 from contract import PersonalScorerContract, brute_force
 from hypothesis import given, settings
 
+from musketeers import inner_products
 from musketeers import ranking as module
 from musketeers.data.interactions import Interactions
 from musketeers.errors import DataError
@@ -49,11 +50,19 @@ def interactions(n_users, n_items, *, entropy, share=0.2):
     return Interactions.from_pairs(users, items, n_users=n_users, n_items=n_items)
 
 
+def ranked(scorer, users, *, bounded, **options):
+    """By bounds in integers or by all scores, however many users there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BOUNDED_FROM", 0 if bounded else len(users) + 1)
+        return top_k(scorer, users, **options)
+
+
 def check(scorer, users, *, k, seen, n_threads=2):
-    ranking = top_k(scorer, users, k=k, seen=seen, n_threads=n_threads)
     items, scores = brute_force(scorer, users, k=k, seen=seen)
-    np.testing.assert_array_equal(ranking.items, items)
-    assert ranking.scores.tobytes() == scores.tobytes()
+    for bounded in (True, False):
+        ranking = ranked(scorer, users, bounded=bounded, k=k, seen=seen, n_threads=n_threads)
+        np.testing.assert_array_equal(ranking.items, items)
+        assert ranking.scores.tobytes() == scores.tobytes()
 
 
 KINDS = ["normal", "few values", "duplicates", "near ties", "zero users", "zero items"]
@@ -208,3 +217,80 @@ def test_the_impossible_is_refused_in_one_line():
 def test_the_kth_largest_is_where_sorting_puts_it(values, data):
     k = data.draw(st.integers(1, len(values)))
     assert module.kth_largest(np.array(values, np.float32), k) == sorted(values)[-k]
+
+
+bounds = pytest.mark.skipif(
+    not inner_products.supported(1), reason="this processor has no AVX-512 with VNNI"
+)
+
+
+@given(
+    st.integers(1, 130), st.integers(1, 400), st.sampled_from([1, 20, 500]),
+    st.integers(-120, 60), st.integers(-120, 60), st.integers(0, 99),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_bounds_give_the_definition_for_any_width_and_length(dim, n_items, k, of_u, of_v, entropy):
+    made = factors(7, n_items, dim, entropy=entropy)
+    norms = np.exp(Seed(entropy, ("norms",)).numpy().standard_normal((n_items, 1)))
+    # down to where float32 has few digits left, and none
+    users = made.users * np.float32(2.0**of_u)
+    scorer = Factors(users, (made.items * norms * 2.0**of_v).astype(np.float32))
+    check(scorer, np.arange(7), k=k, seen=interactions(7, n_items, entropy=entropy))
+
+
+@given(st.integers(1, 130), st.integers(1, 300), st.integers(-140, 60), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_no_bound_is_below_the_exact_score(dim, n_items, exponent, entropy):
+    made = factors(5, n_items, dim, entropy=entropy)
+    items = (made.items * 2.0**exponent).astype(np.float32)
+    catalogue = inner_products.Catalogue.of(items)
+    padded = catalogue.rounded.shape[1] // inner_products.GROUP
+    q, u, limits = np.zeros((5, padded), np.int8), np.empty((5, dim)), np.empty((5, 6))
+    inner_products._round_users(made.users, np.arange(5), q, u, limits)
+    by_step = catalogue.rounded.reshape(len(catalogue.rounded), -1, 64, 4)
+    p = by_step.transpose(0, 2, 1, 3).reshape(-1, padded)[:n_items].astype(int) - 128
+    panels = catalogue.limits[np.arange(n_items) // inner_products._PANEL].T
+    mine = limits.T[:, :, None]
+    bound = q.astype(int) @ p.T + mine[2] * panels[1] + mine[1] * panels[2]
+    bound /= mine[0] * panels[0]
+    exact = Factors(made.users, items).exact(np.arange(5), np.tile(catalogue.order, (5, 1)))
+    assert (bound >= exact).all()
+    assert (mine[3] * panels[3] >= np.abs(exact)).all()
+    # and they are near enough to be of use
+    assert (bound - exact <= 0.05 * np.sqrt(dim) * mine[3] * panels[3]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_threads_and_company_change_no_bit(kind):
+    scorer = factors(500, 900, 20, entropy=8, kind=kind)
+    seen = interactions(500, 900, entropy=8, share=0.05)
+    users = Seed(8).numpy().permutation(500)
+    options = {"k": 20, "seen": seen}
+    want = ranked(scorer, users, bounded=False, n_threads=1, **options)
+    for n_threads in (1, 2, 3):
+        got = ranked(scorer, users, bounded=True, n_threads=n_threads, **options)
+        assert got.items.tobytes() == want.items.tobytes()
+        assert got.scores.tobytes() == want.scores.tobytes()
+
+
+@bounds
+def test_many_users_are_ranked_by_bounds_and_other_models_and_processors_are_not(monkeypatch):
+    scorer, users = factors(300, 50, 4, entropy=9), np.arange(300)
+
+    def refuse(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(inner_products, "rank", refuse)
+    options = {"k": 3, "seen": None, "n_threads": 1}
+    with pytest.raises(AssertionError):
+        top_k(scorer, users, **options)
+    top_k(scorer, users[: module.BOUNDED_FROM - 1], **options)
+    top_k(Blurred(scorer, 0.1), users, **options)
+    monkeypatch.setattr(inner_products, "supported", lambda _: False)
+    top_k(scorer, users, **options)
+
+
+def test_widths_whose_sums_may_not_fit_an_integer_are_not_supported():
+    assert not inner_products.supported(0)
+    assert not inner_products.supported(2**15 + 1)
+    assert 255 * 127 * 2**15 < 2**31

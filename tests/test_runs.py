@@ -12,7 +12,7 @@ from rich.console import Console
 
 import musketeers
 from musketeers import config as configuration
-from musketeers import runs, scorers
+from musketeers import disk, runs, scorers
 from musketeers.comparison.jobs import Job
 from musketeers.comparison.study import compare_models
 from musketeers.config import ArtConfig

@@ -13,7 +13,7 @@ import platform
 import shutil
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -170,11 +170,10 @@ class RunFolder:
     @contextmanager
     def timed(self, stage: str) -> Generator[None]:
         """`add` what the block took, also of a failed one."""
-        try:
+        with ExitStack() as after:
             with metered() as cost:
+                after.callback(self.add, stage, cost)
                 yield
-        finally:
-            self.add(stage, cost)
 
     def add(self, stage: str, cost: Cost) -> None:
         """Add to the stage's seconds what something took, and keep the larger peak."""

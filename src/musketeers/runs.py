@@ -158,7 +158,7 @@ def fit_run(
         reading = readers.read(config.data, base=base, told=watch.rows)
     data = Data.of(reading, config, base, watch, costs={"read": cost})
     del reading
-    if len(measured) > 1 or measured[0] in STAGED:
+    if set(measured) & set(STAGED):
         whole = Size.of(data.domains, list(data.splits), dim=config.dim)
         check_fit(whole, out, available() * 9 // 10)
     inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
