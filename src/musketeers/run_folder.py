@@ -170,10 +170,9 @@ class RunFolder:
     @contextmanager
     def timed(self, stage: str) -> Generator[None]:
         """`add` what the block took, also of a failed one."""
-        with ExitStack() as after:
-            with metered() as cost:
-                after.callback(self.add, stage, cost)
-                yield
+        with ExitStack() as after, metered() as cost:
+            after.callback(self.add, stage, cost)
+            yield
 
     def add(self, stage: str, cost: Cost) -> None:
         """Add to the stage's seconds what something took, and keep the larger peak."""

@@ -127,11 +127,11 @@ def run_folder(size: Size) -> int:
 
 
 def check_fit(size: Size, out: Path, memory: int) -> None:
-    """Raise `ConfigError` unless a whole fit has enough of the `memory`, and room for its folder."""
+    """Raise `ConfigError` unless `memory` is enough for a whole fit, and the disk for its folder."""
     if (needed := whole_fit(size)) > memory:
         raise ConfigError(
-            f"the fit needs about {needed / _GB:.1f} GB of memory beside the data, {memory / _GB:.1f} "
-            "GB are free; close other programs, take narrower vectors (dim), or keep fewer users "
-            "(data.min_user)"
+            f"the fit needs about {needed / _GB:.1f} GB of memory beside the data, "
+            f"{memory / _GB:.1f} GB are free; close other programs, take narrower vectors (dim), "
+            "or keep fewer users (data.min_user)"
         )
     check_room(out, run_folder(size))
