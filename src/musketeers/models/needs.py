@@ -127,7 +127,7 @@ def run_folder(size: Size) -> int:
 
 
 def check_fit(size: Size, out: Path, memory: int) -> None:
-    """Raise `ConfigError` unless `memory` is enough for a whole fit, and the disk for its folder."""
+    """Raise `ConfigError` unless `memory` is enough for a whole fit, and the disk for its run."""
     if (needed := whole_fit(size)) > memory:
         raise ConfigError(
             f"the fit needs about {needed / _GB:.1f} GB of memory beside the data, "
