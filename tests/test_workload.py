@@ -229,15 +229,29 @@ def test_items_after_the_first_are_drawn_from_those_left():
     assert stats.spearmanr(np.delete(counts, p.argmax()), np.delete(p, p.argmax()))[0] > 0.9
 
 
-def test_an_item_that_nobody_might_draw_is_given_to_one_whom_it_suits():
+def test_an_item_that_nobody_draws_is_given_to_one_whom_it_suits():
     size, n_users = Size(2000, 4000), 2000
     planted = domain(size, n_users)
-    owners, first = planted._first.users(), planted._first.items
-    assert len(np.unique(first)) == len(first) > 1000
-    assert np.all(planted._first.counts() <= np.diff(planted.indptr))
+    given = planted._first
+    owners, first = given.users(), given.items
+    assert len(np.unique(first)) == len(first)
+    assert 400 < len(first) < 1500
+    assert np.all(given.counts() <= np.diff(planted.indptr))
     theirs = (planted.tastes[owners] * planted.items[first]).sum(axis=1)
     anyones = planted.items[first].mean(axis=1)
     assert (theirs / anyones).mean() > 2
+    # these take the place of what their users would have drawn last; nothing else changes
+    none = np.empty(0, np.int64)
+    without = Interactions.from_pairs(none, none, n_users=n_users, n_items=2000)
+    free = drawn(replace(planted, _first=without))[1]
+    _, items = drawn(planted)
+    untouched = np.repeat(given.counts() == 0, np.diff(planted.indptr))
+    np.testing.assert_array_equal(items[untouched], free[untouched])
+    assert len(np.unique(free)) < 2000 == len(np.unique(items))
+
+
+def test_where_everything_is_drawn_nothing_is_given():
+    assert len(domain(Size(200, 50_000), 1500)._first) == 0
 
 
 def test_tails_are_long():

@@ -15,12 +15,12 @@ random.  An item is in one genre, and by a quarter in a second one.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from numba import njit
 
 from musketeers.data.interactions import Interactions
@@ -39,9 +39,8 @@ _ACTIVITY = 1.0
 """Deviation of the logarithm of a user's activity."""
 _ACTIVE_ALIKE = 0.5
 """Correlation of that logarithm between any two domains."""
-_SURE = 20.0
-"""Pairs expected of an item, above which one is left out once in e^20 times."""
 _USERS_AT_ONCE = 1 << 14
+_PAIRS_AT_ONCE = 1 << 20
 
 _loop = njit(nogil=True, cache=True, error_model="numpy")
 _part = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
@@ -106,9 +105,42 @@ class PlantedDomain:
             common=common, n_threads=n_threads,
         )  # fmt: skip
         items = _genres(size.items, own.child("items").numpy())
-        first = _first(items, indptr, tastes, own.child("first").integer())
+        nobody = np.empty(0, np.int64)
+        first = Interactions.from_pairs(nobody, nobody, n_users=len(users), n_items=size.items)
         key = own.child("draws").integer()
-        return cls(users, indptr, tastes, items, _tables(items), first, key)
+        planted = cls(users, indptr, tastes, items, _tables(items), first, key)
+        return planted._complete(own.child("first").integer(), n_threads=n_threads)
+
+    def _complete(self, key: int, *, n_threads: int) -> "PlantedDomain":
+        """The domain with each item that nobody would draw given to one user, before all draws.
+
+        With probability in proportion to the user's pairs and to p(item | user), which is how the
+        one who has it would be found if it were drawn once.  It takes the place of what the user
+        would draw last, which may leave out another item: hence the loop.
+        """
+        planted = self
+        while len(missing := np.flatnonzero(~planted._occurring(n_threads))):
+            owners = np.empty(len(missing), np.int64)
+            room = np.diff(self.indptr) - planted._first.counts()
+            _draw_owners(
+                missing, self.items, self.indptr, self.tastes, np.uint64(key), room, owners
+            )
+            given = Interactions.from_pairs(
+                owners, missing, n_users=len(self.users), n_items=len(self.items)
+            )
+            planted = replace(planted, _first=planted._first.union(given))
+        return planted
+
+    def _occurring(self, n_threads: int) -> Bool[np.ndarray, " item"]:
+        """Whether anybody draws each item."""
+        found = np.zeros(len(self.items), np.bool_)
+        blocks = list(self.blocks(_PAIRS_AT_ONCE))
+
+        def mark(number: int) -> None:
+            found[self.draw(blocks[number])[1]] = True
+
+        each(mark, len(blocks), n_threads=n_threads)
+        return found
 
     def blocks(self, n_pairs: int) -> Iterator[slice]:
         """Places of users, in order, whose pairs together are about so many."""
@@ -198,23 +230,6 @@ def _tables(items: Float32[np.ndarray, "item genre"]) -> _Tables:
     return _Tables(starts, members.astype(np.int32), others, limits)
 
 
-def _first(
-    items: Float32[np.ndarray, "item genre"],
-    indptr: Int64[np.ndarray, " known_plus_one"],
-    tastes: Float32[np.ndarray, "known genre"],
-    key: int,
-) -> Interactions:
-    """Each item that might be drawn by nobody, with one user.
-
-    With probability in proportion to the user's pairs and to p(item | user), which is how the one
-    who has it would be found if it were drawn once.
-    """
-    rare = np.flatnonzero(indptr[-1] * items.mean(axis=1) < _SURE)
-    owners = np.empty(len(rare), np.int64)
-    _draw_owners(rare, items, indptr, tastes, np.uint64(key), np.diff(indptr), owners)
-    return Interactions.from_pairs(owners, rare, n_users=len(tastes), n_items=len(items))
-
-
 @_part
 @no_type_check
 def _uniform(bits):
@@ -282,10 +297,10 @@ def _alias(chances, members, others, limits):
 
 @_loop
 @no_type_check
-def _draw_owners(rare, items, indptr, tastes, key, room, owners):
-    """For each rare item a user, who has `room` for it."""
-    for place in range(len(rare)):
-        item = rare[place]
+def _draw_owners(missing, items, indptr, tastes, key, room, owners):
+    """For each missing item a user, who has `room` for it."""
+    for place in range(len(missing)):
+        item = missing[place]
         most = items[item].max()
         state = stream(key, item)
         while True:
