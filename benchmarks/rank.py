@@ -56,7 +56,7 @@ class Size:
 WIDE = replace(FULL, n_items=100_000)
 WHOLE = Size((FULL, WIDE), n_users=20_000, epochs=10, als_rounds=5, runs=5)
 BRIEF = Size(
-    (replace(QUICK, n_items=20_000),), n_users=5_000, epochs=5, als_rounds=2, runs=3
+    (replace(QUICK, n_items=20_000),), n_users=2_500, epochs=3, als_rounds=2, runs=3
 )  # fmt: skip
 
 

@@ -226,7 +226,7 @@ bounds = pytest.mark.skipif(
 
 @given(
     st.integers(1, 130), st.integers(1, 400), st.sampled_from([1, 20, 500]),
-    st.integers(-120, 60), st.integers(-120, 60), st.integers(0, 99),
+    st.integers(-120, 50), st.integers(-120, 50), st.integers(0, 99),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
 def test_bounds_give_the_definition_for_any_width_and_length(dim, n_items, k, of_u, of_v, entropy):

@@ -13,7 +13,7 @@ descending norm: no score exceeds ``|u| |v|``, so a user may stop early.
 
 import math
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, UInt8
@@ -45,7 +45,8 @@ _PER_SCALE, _LENGTH, _ERROR, _NORM, _SHIFT, _LEAST = range(6)
 
 def supported(dim: int) -> bool:
     """Whether the loops below can be compiled here: for AVX-512 with its product of bytes."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    target: Any = cpu_target.target_context
+    _, _, features = target.codegen().magic_tuple()
     return "+avx512vnni" in features.split(",") and 0 < dim <= _MOST_DIMENSIONS
 
 
