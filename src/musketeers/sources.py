@@ -332,7 +332,7 @@ def _served_some(
     here = replace(alone, factors=Factors(alone.factors.users[users], alone.factors.items))
     stages = replace(run.stages, alone={**run.stages.alone, domain: here})
     some = served_with(shared.of(users), domain, stages, run.config)
-    everybody = np.zeros_like(alone.factors.users)
+    everybody = np.zeros(alone.factors.users.shape, np.float32)
     everybody[users] = some.users
     return Factors(everybody, some.items)
 

@@ -1,6 +1,6 @@
 """A target domain learns what to take from the others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -17,11 +17,14 @@ from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.parallel import available_threads, each
 from musketeers.pretrain.lanes import ItemLanes
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
+
+_BLOCK = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +91,8 @@ def served(
     Given those it learned from, this is ``made.factors``.  Items stay as they are.
     """
     inputs = _Inputs.of(target, alone, shared, aligned, config)
-    return inputs.factors(Weights(**made.weights), made.factors.items)
+    weights, items = Weights(**made.weights), made.factors.items
+    return inputs.factors(weights, items, n_threads=available_threads())
 
 
 def attention(
@@ -101,7 +105,9 @@ def attention(
 ) -> Float32[np.ndarray, "user source"]:
     """How much each source counts for each user of any domain, as `config.art.sources` has it."""
     inputs, weights = _Inputs.of(target, alone, shared, aligned, config), Weights(**made.weights)
-    return np.concatenate([inputs.attention(weights, rows) for rows in _blocks(len(aligned))])
+    return np.concatenate(
+        [inputs.attention(weights, rows) for rows in _blocks(np.arange(len(aligned)))]
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,18 +158,29 @@ class _Inputs:
         _, trace = self.forward(weights, rows)
         return trace.attention * self.weighing[rows]
 
-    def factors(self, weights: Weights, items: Float32[np.ndarray, "item dim"]) -> Factors:
-        """The model; user vectors of all users."""
-        users = self.alone.copy()
-        for rows in _blocks(len(users)):
-            users[rows] += self.length * self.forward(weights, rows)[0]
+    def factors(
+        self,
+        weights: Weights,
+        items: Float32[np.ndarray, "item dim"],
+        *,
+        n_threads: int,
+        of: Int[np.ndarray, " row"] | None = None,
+    ) -> Factors:
+        """The model; user vectors of all users, or `of` some of them, and 0 of all others."""
+        users = np.zeros(self.alone.shape, np.float32)
+        blocks = _blocks(np.arange(len(users)) if of is None else of)
+
+        def fill(number: int) -> None:
+            rows = blocks[number]
+            users[rows] = self.alone[rows] + self.length * self.forward(weights, rows)[0]
+
+        each(fill, len(blocks), n_threads=n_threads)
         return Factors(users, items)
 
 
-def _blocks(n_users: int) -> Iterator[Int[np.ndarray, " row"]]:
-    """All users, as many at a time as need little memory."""
-    for start in range(0, n_users, 8192):
-        yield np.arange(start, min(start + 8192, n_users))
+def _blocks(rows: Int[np.ndarray, " row"]) -> list[Int[np.ndarray, " block"]]:
+    """As many at a time as need little memory; part of the result, since products round."""
+    return np.split(rows, range(_BLOCK, len(rows), _BLOCK))
 
 
 class _Transfer:
@@ -219,11 +236,13 @@ class _Transfer:
 
     def validate(self) -> float:
         """See `Trainable.validate`."""
-        return self._validation.ndcg(self.factors())
+        return self._validation.ndcg(self.factors(of=self._validation.users))
 
-    def factors(self) -> Factors:
-        """The model as it is now; user vectors of all users."""
-        return self._inputs.factors(self.model.weights(), self.lanes.items)
+    def factors(self, *, of: Int[np.ndarray, " row"] | None = None) -> Factors:
+        """The model as it is now; see `_Inputs.factors`."""
+        return self._inputs.factors(
+            self.model.weights(), self.lanes.items, n_threads=self._validation.n_threads, of=of
+        )
 
     def mean_attention(self) -> dict[str, float]:
         """See `Transferred.attention`."""
