@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pyarrow.parquet import ParquetWriter
 
 from musketeers import artifacts
 from musketeers import config as configuration
@@ -220,8 +221,14 @@ def _load_overlap(path: Path) -> OverlapReport:
 
 def _save_metrics(file: Path, metrics: Metrics, users: Vocabulary, *, of: str = "model") -> None:
     """`of` names the column of what the metrics are by, beside the domain."""
+    parts = [(model, name, found) for model, by in metrics.items() for name, found in by.items()]
     buffer = BytesIO()
-    metrics_frame(metrics, users.ids).rename({"model": of}).write_parquet(buffer)
+    schema = metrics_frame({}, users.ids).rename({"model": of}).to_arrow().schema
+    with ParquetWriter(buffer, schema, compression="zstd") as writer:
+        # a domain at a time: of a million users all rows at once would take gigabytes
+        for model, name, found in parts:
+            frame = metrics_frame({model: {name: found}}, users.ids).rename({"model": of})
+            writer.write_table(frame.to_arrow())
     artifacts.write_bytes(file, buffer.getvalue())
 
 
@@ -230,16 +237,20 @@ def _load_metrics(
 ) -> Metrics:
     if optional and not file.exists():
         return {}
+    metrics: dict[str, dict[str, PerUser]] = {}
     try:
-        frame = pl.read_parquet(file)
+        # a domain at a time: of a million users all rows at once would take gigabytes
+        rows = pl.scan_parquet(file)
+        names = rows.select(of, "domain").unique(maintain_order=True).collect()
+        for model, domain in names.iter_rows():
+            here = (pl.col(of) == model) & (pl.col("domain") == domain)
+            part = rows.filter(here).select("user_id", "metric", "value").collect()
+            cells = part.partition_by("metric", maintain_order=True)
+            values = {str(cell["metric"][0]): cell["value"].to_numpy() for cell in cells}
+            found = PerUser(users.rows(cells[0]["user_id"]), values)
+            metrics.setdefault(str(model), {})[str(domain)] = found
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ArtifactError(f"{file}: cannot be read: {error}") from None
-    metrics: dict[str, dict[str, PerUser]] = {}
-    for (model, domain), part in frame.group_by(of, "domain", maintain_order=True):
-        cells = part.partition_by("metric", maintain_order=True)
-        values = {str(cell["metric"][0]): cell["value"].to_numpy() for cell in cells}
-        rows = users.rows(cells[0]["user_id"])
-        metrics.setdefault(str(model), {})[str(domain)] = PerUser(rows, values)
     return metrics
 
 

@@ -173,10 +173,13 @@ def fit_run(
         saved = RunFolder(out).remembered(_SEARCH) if resume else None
         found = Search.from_json(saved) if saved else None
         search = found or _search(clock, config, data, measured, n_threads, watch)
-    return fit_data(
+    fit_data(
         config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
         resume=resume, n_threads=n_threads, watch=watch, command=command,
     )  # fmt: skip
+    # let go before it is read again: both at once would be twice the memory
+    del data, search
+    return open_run(out)
 
 
 def fit_data(
@@ -193,8 +196,8 @@ def fit_data(
     n_tries: int = 1,
     search: Search | None = None,
     add: Callable[[RunResult], RunResult] | None = None,
-) -> RunResult:
-    """Train, measure and save on data that are read and split; the finished run.
+) -> None:
+    """Train, measure and save on data that are read and split; the run is then finished.
 
     `measured` is of `models_to_measure`; `search` finds other settings for stage 1 before.
     `inputs` are what the result depends on beside settings, data, threads and `measured`: a run is
@@ -212,8 +215,6 @@ def fit_data(
             for stage, cost in data.costs.items():
                 run.add(stage, cost)
             _make(run, config, data, measured, n_tries, search, n_threads, watch, add)
-    # what was made is let go before it is read again: both at once would be twice the memory
-    return open_run(out)
 
 
 def _make(

@@ -179,6 +179,7 @@ def helped(run: RunResult, domain: str) -> pl.DataFrame:
 def measure(run: RunResult, *, n_threads: int) -> Metrics:
     """What `RunResult.hidden` holds; domains that `check` refuses have none."""
     found: dict[str, dict[str, PerUser]] = {}
+    shared = exchanged(run.splits, run.stages.alone) if run.stages.aligned else None
     for domain, split in run.splits.items():
         served = _told(run, domain).get(_PERSONALISED)
         if served is None or _fault(run, domain, served):
@@ -187,8 +188,9 @@ def measure(run: RunResult, *, n_threads: int) -> Metrics:
         users = _some_of(np.flatnonzero(split.test.known_users()), run, domain)
         lists = partial(_lists, split, users, n_threads=n_threads)
         whole = lists(scorer)
+        some = (users, shared.of(users)) if shared else None
         for source in _others(run, domain):
-            less = lists(_retold(run, domain, _PERSONALISED, scorer, [source], users))
+            less = lists(_retold(run, domain, _PERSONALISED, scorer, [source], some))
             values = ndcg(hits_of(less, users, split.test), split.test.counts()[users])
             both = {_NDCG: values, _KEPT: _kept(whole, less)}
             found.setdefault(source, {})[domain] = PerUser(users, both)
@@ -286,14 +288,14 @@ def _retold(
     strategy: str,
     model: Trained,
     sources: Sequence[str],
-    users: Int64[np.ndarray, " user"] | None = None,
+    some: tuple[Int64[np.ndarray, " user"], UserEmbeddings] | None = None,
 ) -> Trained:
     """The model of that strategy's users, with the sources hidden from it.
 
-    Of other users than those, if they are given, it need not be right.
+    With `some`, users and what is exchanged of them, it need not be right for any others.
     """
     if isinstance(model, Gated):
-        told = _retold(run, domain, strategy, model.told, sources, users)
+        told = _retold(run, domain, strategy, model.told, sources, some)
         return replace(model, told=cast(Model, told))
     served = _told(run, domain).get(strategy)
     parts = served.kind.split("+") if served else ()
@@ -311,13 +313,14 @@ def _retold(
             start = own + dim * len(_others(run, domain))
             told = np.float32(served.source_weight if served else 0) * known * aligned.of(shared)
             model = with_inputs(model, start, told)
-    if served and "cat_art" in parts:
+    if served and "cat_art" in parts and some:
+        vectors = _served_some(*some, sources, domain, run)
+        model = vectors if served.weight is None else reblended(model, vectors, served.weight)
+    elif served and "cat_art" in parts:
         everything = exchanged(run.splits, run.stages.alone)
         shared = everything.hidden(*sources) if sources else everything
         if strategy == _CROSS_DOMAIN:
             vectors = new_here(domain, run.splits[domain], run.stages, shared, run.config)
-        elif users is not None:
-            vectors = _served_some(shared, users, domain, run)
         else:
             vectors = served_with(shared, domain, run.stages, run.config)
         model = vectors if served.weight is None else reblended(model, vectors, served.weight)
@@ -325,13 +328,17 @@ def _retold(
 
 
 def _served_some(
-    shared: UserEmbeddings, users: Int64[np.ndarray, " user"], domain: str, run: RunResult
+    users: Int64[np.ndarray, " user"],
+    shared: UserEmbeddings,
+    sources: Sequence[str],
+    domain: str,
+    run: RunResult,
 ) -> Factors:
-    """CAT-ART told what is `shared`, with the vectors of these users alone; 0 for all others."""
+    """CAT-ART with the sources hidden, and the vectors of these users alone; 0 for all others."""
     alone = run.stages.alone[domain]
     here = replace(alone, factors=Factors(alone.factors.users[users], alone.factors.items))
     stages = replace(run.stages, alone={**run.stages.alone, domain: here})
-    some = served_with(shared.of(users), domain, stages, run.config)
+    some = served_with(shared.hidden(*sources), domain, stages, run.config)
     everybody = np.zeros(alone.factors.users.shape, np.float32)
     everybody[users] = some.users
     return Factors(everybody, some.items)

@@ -181,12 +181,13 @@ def _updated(
         for name in splits
         if name != domain
     }
-    return fit_data(
+    fit_data(
         config, Data(reading.domains, overlap, splits, alone=alone, costs={"read": cost}), out,
         measured=models_to_measure(n_domains=len(splits)), inputs={"updates": _identity(run)},
         resume=resume, n_threads=n_threads, watch=watch, command=command,
         add=partial(_compared, found, domain, rows, references, n_threads),
     )  # fmt: skip
+    return open_run(out)
 
 
 def _alone(config: DataConfig, domain: str) -> DataConfig:

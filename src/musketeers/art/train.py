@@ -250,8 +250,10 @@ class _Transfer:
             return {}
         inputs, told = self._inputs, self._inputs.everybody
         rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
-        means = inputs.attention(self.model.weights(), rows).sum(0) / max(len(rows), 1)
-        return dict(zip(inputs.sources, means.tolist(), strict=True))
+        sums = np.zeros(len(inputs.sources), np.float32)
+        for block in _blocks(rows):
+            sums += inputs.attention(self.model.weights(), block).sum(0)
+        return dict(zip(inputs.sources, (sums / max(len(rows), 1)).tolist(), strict=True))
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
