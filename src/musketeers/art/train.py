@@ -197,7 +197,7 @@ class _Transfer:
             self.model.parameters(), lr=config.art.learning_rate, weight_decay=0, fused=True
         )
         self.lanes = ItemLanes(
-            alone.factors.items.copy(), alone.item_squares.copy(), n_lanes=validation.n_threads
+            alone.factors.items, alone.item_squares, n_lanes=validation.n_threads
         )
 
     def epoch(self, number: int) -> float:

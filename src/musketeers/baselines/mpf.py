@@ -19,6 +19,7 @@ from musketeers.data.domains import Split
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
 from musketeers.pretrain import kernels
+from musketeers.pretrain.lanes import vectors
 from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import SQUARES_AT_START, Catalogue, Tables, Turn
 from musketeers.ranking import Factors
@@ -96,7 +97,8 @@ class _Factorization:
         self._strength = np.float32(config.regularization)
         ratios = [settings.own_strengths.get(name, settings.own_strength) for name in names]
         self._own_strengths = [np.float32(config.regularization * ratio) for ratio in ratios]
-        self.own = np.zeros((len(names), *tables.users.shape), np.float32)
+        self.own = vectors(len(names), *tables.users.shape)
+        self.own[:] = 0
         self._own_squares = np.full(self.own.shape[:2], SQUARES_AT_START, np.float32)
         known = [catalogue.train.known_users() for catalogue in tables.catalogues]
         self._has_own = np.sum(known, axis=0) > 1

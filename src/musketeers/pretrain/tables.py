@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from musketeers.data.interactions import Interactions
-from musketeers.pretrain.lanes import ItemLanes, even_parts
+from musketeers.pretrain.lanes import ItemLanes, even_parts, vectors
 from musketeers.seeding import Seed
 
 SQUARES_AT_START = 1e-3
@@ -59,8 +59,10 @@ class Tables:
         scale = np.float32(length / np.sqrt(dim))
 
         def start(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-            vectors = scale * rng.standard_normal((n_rows, dim), dtype=np.float32)
-            return vectors, np.full(n_rows, SQUARES_AT_START, np.float32)
+            table = vectors(n_rows, dim)
+            rng.standard_normal(dtype=np.float32, out=table)
+            table *= scale
+            return table, np.full(n_rows, SQUARES_AT_START, np.float32)
 
         self.users, self.user_squares = start(catalogues[0].train.n_users)
         self.lanes = [ItemLanes(*start(c.train.n_items), n_lanes=n_lanes) for c in catalogues]
