@@ -296,7 +296,8 @@ def speed(label: str, part: Split, plan: Plan) -> dict[str, list[float]]:
 
 def our_seconds(part: Split, epochs: int, seed: Seed, *, n_threads: int = N_THREADS) -> float:
     """Training time of `epochs` passes after a first one, without the validations between."""
-    config = PretrainConfig(tries=1, max_epochs=epochs + 1, patience=epochs + 1)
+    # a look at each epoch, so that each is timed by itself
+    config = PretrainConfig(tries=1, max_epochs=epochs + 1, patience=epochs + 1, validate_every=1)
     looked_at = Validation.of(part, seed.child("validation"), n_threads=n_threads)
     made = pretrain(part, looked_at, config, seed, Unwatched(), dim=DIM)
     return sum(epoch.seconds for epoch in made.history[0].epochs if epoch.number > 1)
@@ -438,7 +439,7 @@ def stages(data: DataSet, plan: Plan) -> dict[str, Any]:
     config = RunConfig(
         dim=DIM,
         data=data.config.data,
-        pretrain=PretrainConfig(tries=1, max_epochs=last, patience=last),
+        pretrain=PretrainConfig(tries=1, max_epochs=last, patience=last, validate_every=1),
         cat=CatConfig(max_epochs=1, patience=1),
         art=ArtConfig(max_epochs=last, patience=last),
     )
