@@ -53,6 +53,8 @@ from musketeers.training import History, Unwatched
 DIM = 64
 N_THREADS = 2
 OURS = "musketeers"
+ALONE = "on one thread"
+"""Ours again, to show what the second thread brings."""
 PEERS_FILE = Path(__file__).with_name("peers.txt")
 
 
@@ -277,11 +279,13 @@ def speed(label: str, part: Split, plan: Plan) -> dict[str, list[float]]:
     epochs = max(3, round(plan.samples / n_pairs))
     print(f"\n{label}: {n_pairs:,} training pairs, {part.train.n_users:,} users, "
           f"{part.train.n_items:,} items, {epochs} epochs a run")  # fmt: skip
-    print(f"  {'million samples/s':<18}" + "".join(f"{name:>12}" for name in (OURS, *PEERS)))
-    rates: dict[str, list[float]] = {name: [] for name in (OURS, *PEERS)}
+    names = (OURS, ALONE, *PEERS)
+    print(f"  {'million samples/s':<18}" + "".join(f"{name:>14}" for name in names))
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for run in range(plan.runs):
         seed = Seed(run, ("speed",))
         rates[OURS].append(epochs * n_pairs / our_seconds(part, epochs, seed))
+        rates[ALONE].append(epochs * n_pairs / our_seconds(part, epochs, seed, n_threads=1))
         for name in PEERS:
             seconds = peer_seconds(name, part.train, epochs, seed)
             rates[name].append(epochs * n_pairs / seconds)
@@ -290,10 +294,11 @@ def speed(label: str, part: Split, plan: Plan) -> dict[str, list[float]]:
     return rates
 
 
-def our_seconds(part: Split, epochs: int, seed: Seed) -> float:
+def our_seconds(part: Split, epochs: int, seed: Seed, *, n_threads: int = N_THREADS) -> float:
     """Training time of `epochs` passes after a first one, without the validations between."""
-    config = PretrainConfig(tries=1, max_epochs=epochs + 1, patience=epochs + 1)
-    looked_at = Validation.of(part, seed.child("validation"), n_threads=N_THREADS)
+    # a look at each epoch, so that each is timed by itself
+    config = PretrainConfig(tries=1, max_epochs=epochs + 1, patience=epochs + 1, validate_every=1)
+    looked_at = Validation.of(part, seed.child("validation"), n_threads=n_threads)
     made = pretrain(part, looked_at, config, seed, Unwatched(), dim=DIM)
     return sum(epoch.seconds for epoch in made.history[0].epochs if epoch.number > 1)
 
@@ -313,7 +318,7 @@ def timed(model: Peer, epochs: int) -> float:
 
 
 def _rates_line(what: str, rates: Mapping[str, float]) -> str:
-    return f"  {what:<18}" + "".join(f"{rate / 1e6:12.2f}" for rate in rates.values())
+    return f"  {what:<18}" + "".join(f"{rate / 1e6:14.2f}" for rate in rates.values())
 
 
 # 4. Quality
@@ -434,7 +439,7 @@ def stages(data: DataSet, plan: Plan) -> dict[str, Any]:
     config = RunConfig(
         dim=DIM,
         data=data.config.data,
-        pretrain=PretrainConfig(tries=1, max_epochs=last, patience=last),
+        pretrain=PretrainConfig(tries=1, max_epochs=last, patience=last, validate_every=1),
         cat=CatConfig(max_epochs=1, patience=1),
         art=ArtConfig(max_epochs=last, patience=last),
     )
@@ -452,7 +457,7 @@ def stages(data: DataSet, plan: Plan) -> dict[str, Any]:
     return results
 
 
-def unwatched(_stage: str, _domain: str | None) -> Unwatched:
+def unwatched(_stage: str, _domain: str | None, _epochs: int) -> Unwatched:
     """Where no job keeps anything."""
     return Unwatched()
 
@@ -502,7 +507,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         label, part = largest(real)
         rates[label] = speed(label, part, plan)
     medians = {name: median(found) for name, found in rates["synthetic"].items()}
-    ours = medians.pop(OURS)
+    ours, alone = medians.pop(OURS), medians.pop(ALONE)
     result: dict[str, Any] = {
         "name": "pretrain",
         "ratio": round(ours / max(medians.values()), 3),
@@ -512,6 +517,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "unit": "samples/s",
         "quick": arguments.quick,
         "threads": N_THREADS,
+        "scaling": round(ours / alone, 3),
         "dim": DIM,
         "versions": {name: version(name) for name in (OURS, *PEERS)},
         "speed": {
