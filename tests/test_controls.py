@@ -82,7 +82,7 @@ def test_the_items_control_does_not_depend_on_what_the_domains_share(splits, mod
 
 def test_among_strangers_the_gain_is_gone(splits, models, control, shuffled):
     floor = ndcg(control, splits)
-    assert ndcg(models.transferred, splits) > floor + 0.015
+    assert ndcg(models.transferred, splits) > floor + 0.008
     assert ndcg(shuffled, splits) < floor + 0.004
 
 
@@ -116,7 +116,9 @@ def test_strangers_are_whole_domains_permuted_but_for_the_target(splits, models,
     monkeypatch.setattr(controls, "art", noted)
     # what CAT would make of a user is here the user's vector in the first domain
     monkeypatch.setattr(
-        controls, "align", lambda shared, *_: Aligned(shared.values[:, 0], 1.0, {}, History(()))
+        controls,
+        "align",
+        lambda shared, *_, **__: Aligned(shared.values[:, 0], 1.0, {}, History(())),
     )
     shuffled_alignment(splits, models.alone, settings(), unwatched, n_threads=1)
     true = exchanged(splits, models.alone)
