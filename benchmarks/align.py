@@ -87,7 +87,7 @@ def measured(batch_size: int, n_threads: int, n: int, runs: int) -> dict[str, fl
     lanes = Lanes(model, shared, config, n_threads=n_threads)
     by_torch = OnGpu(model, shared, config, torch.device("cpu"))
     rows, rng = np.arange(n), Seed(2).numpy()
-    watch, visible = Stopwatch(), mask_one(shared.known, rng)
+    watch, visible = Stopwatch(), mask_one(shared.known, rng.random(shared.known.shape))
     rates: dict[str, list[float]] = {"ours": [], "torch": [], "network": [], "product": []}
     for number in range(-1, runs):  # the first one compiles
         watch.seconds.clear()

@@ -125,7 +125,7 @@ def test_only_what_a_domain_knows_is_to_be_rebuilt():
 def test_exactly_one_known_domain_is_hidden_but_never_the_only_one(seed, n_users, n_domains):
     rng = np.random.default_rng(seed)
     known = rng.random((n_users, n_domains)) < 0.6
-    visible = mask_one(known, rng)
+    visible = mask_one(known, rng.random(known.shape))
     assert not (visible & ~known).any()
     hidden = (known & ~visible).sum(1)
     np.testing.assert_array_equal(hidden, known.sum(1) > 1)
@@ -133,7 +133,7 @@ def test_exactly_one_known_domain_is_hidden_but_never_the_only_one(seed, n_users
 
 def test_the_hidden_domain_is_any_known_one_with_equal_chance():
     known = np.tile([True, True, False, True, True], (8000, 1))
-    visible = mask_one(known, np.random.default_rng(0))
+    visible = mask_one(known, np.random.default_rng(0).random(known.shape))
     times = (known & ~visible).sum(0)
     assert times[2] == 0
     assert chisquare(np.delete(times, 2)).pvalue > 0.01
@@ -182,7 +182,9 @@ def test_one_user_is_a_batch_too():
 
 def test_every_weight_learns():
     model, (values, known) = autoencoder(), batch()
-    visible = torch.from_numpy(mask_one(known.numpy(), np.random.default_rng(2)))
+    visible = torch.from_numpy(
+        mask_one(known.numpy(), np.random.default_rng(2).random(known.shape))
+    )
     whole, rebuilt = model(values, known)
     part, _ = model(values, visible)
     loss = info_nce(whole, part, (visible != known).any(1), temperature=0.1)
@@ -337,7 +339,7 @@ def masked(n_users, n_domains, rng):
     """Who is known where, and what a second view shows."""
     known = rng.random((n_users, n_domains)) < 0.7
     known[:, 0] |= ~known.any(axis=1)
-    return known, mask_one(known, rng)
+    return known, mask_one(known, rng.random(known.shape))
 
 
 @pytest.mark.parametrize("loss", ["full", "reconstruction"])

@@ -82,7 +82,7 @@ def test_the_items_control_does_not_depend_on_what_the_domains_share(splits, mod
 
 def test_among_strangers_the_gain_is_gone(splits, models, control, shuffled):
     floor = ndcg(control, splits)
-    assert ndcg(models.transferred, splits) > floor + 0.008
+    assert ndcg(models.transferred, splits) > floor + 0.015
     assert ndcg(shuffled, splits) < floor + 0.004
 
 

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Generator, Tensor
 
 from musketeers import modules
@@ -87,11 +87,10 @@ def align(
 
 
 def mask_one(
-    known: Bool[np.ndarray, "user domain"], rng: np.random.Generator
+    known: Bool[np.ndarray, "user domain"], noise: Float[np.ndarray, "user domain"]
 ) -> Bool[np.ndarray, "user domain"]:
-    """What is left with one random known domain of each user hidden, but never the only one."""
-    noise = np.where(known, rng.random(known.shape, dtype=np.float32), -1)
-    hidden = noise.argmax(axis=1)
+    """What is left with the known domain of most `noise` (0..1) hidden, but never the only one."""
+    hidden = np.where(known, noise, -1).argmax(axis=1)
     several = np.flatnonzero(known.sum(axis=1) > 1)
     visible = known.copy()
     visible[several, hidden[several]] = False
@@ -160,4 +159,5 @@ class _Alignment:
     def _visible(
         self, rows: Int[np.ndarray, " user"], seed: Seed
     ) -> Bool[np.ndarray, "user domain"]:
-        return mask_one(self._known[rows], seed.numpy())
+        known, generator = self._known[rows], Generator().manual_seed(seed.integer())
+        return mask_one(known, torch.rand(known.shape, generator=generator).numpy())
