@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from musketeers.data.interactions import Interactions
 from musketeers.pretrain import kernels
-from musketeers.pretrain.lanes import ItemLanes, even_parts, vectors
+from musketeers.pretrain.lanes import ItemLanes, even_parts
 
 START = 1e-3
 
@@ -366,19 +366,6 @@ def test_restored_lanes_all_start_from_the_saved_values():
     np.testing.assert_array_equal(seen, [saved[0]] * 2)
     np.testing.assert_array_equal(lanes.items, saved[0])
     assert not np.shares_memory(lanes.items, saved[0])
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=3))
-def test_tables_start_on_a_cache_line_whatever_their_size(shape):
-    # all kept until the end, so that each gets memory of its own
-    tables = [vectors(*shape) for _ in range(20)]
-    for number, table in enumerate(tables):
-        assert table.ctypes.data % 64 == 0
-        assert table.shape == tuple(shape)
-        assert table.flags.c_contiguous
-        table[...] = number
-    for number, table in enumerate(tables):
-        assert (table == number).all()
 
 
 def test_lanes_keep_copies_of_what_they_are_given():

@@ -3,8 +3,10 @@
 import sys
 import time
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
 
 from musketeers import memory
 from musketeers.costs import metered
@@ -71,6 +73,20 @@ def test_work_that_fails_has_its_cost_too():
         fails(cost)
     assert cost.seconds >= 0.01
     assert cost.peak_bytes > 2**20
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.sampled_from([np.float32, np.uint8]))
+def test_arrays_start_on_a_cache_line_whatever_their_size(shape, dtype):
+    # all kept until the end, so that each gets memory of its own
+    arrays = [memory.on_cache_lines(*shape, dtype=dtype) for _ in range(20)]
+    for number, array in enumerate(arrays):
+        assert array.ctypes.data % 64 == 0
+        assert array.shape == tuple(shape)
+        assert array.dtype == dtype
+        assert array.flags.c_contiguous
+        array[...] = number
+    for number, array in enumerate(arrays):
+        assert (array == number).all()
 
 
 def test_this_process_has_held_some_memory():

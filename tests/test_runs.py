@@ -423,6 +423,16 @@ def test_a_fit_larger_than_memory_or_disk_is_refused_before_it_starts(only, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_what_takes_little_and_what_is_done_is_not_refused(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "available", lambda: 3 * 10**7)
+    assert fit_run(settings(tmp_path), tmp_path, tmp_path / "run", threads=1, only="pop")
+    monkeypatch.setattr(disk, "free", lambda _: 0)
+    again = fit_run(
+        done.config, done.path.parent, done.path, threads=done.manifest["threads"], resume=True
+    )
+    assert again.manifest["finished"] == done.manifest["finished"]
+
+
 def test_a_model_that_cannot_be_had_is_refused(tmp_path):
     chosen = settings(tmp_path, ("tv",))
     with pytest.raises(ConfigError, match=r"no model 'eese'; did you mean ease\? known are pop, "):

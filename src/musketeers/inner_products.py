@@ -22,6 +22,7 @@ from numba.core.registry import cpu_target
 
 from musketeers.data.interactions import Interactions
 from musketeers.instructions import GROUP, STEP, TOGETHER, lowest_bit, prefetch, reached
+from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 
 _GROUPS = 4
@@ -69,7 +70,9 @@ class Catalogue:
         norms = np.einsum("id,id->i", items, items, dtype=np.float64)
         order = _plain(np.argsort(-norms, kind="stable").astype(np.int32))
         n_panels = math.ceil(len(items) / _PANEL)
-        rounded = _aligned(n_panels * _GROUPS, GROUP * STEP * math.ceil(items.shape[1] / STEP))
+        width = GROUP * STEP * math.ceil(items.shape[1] / STEP)
+        # as the loads of whole registers want it
+        rounded = on_cache_lines(n_panels * _GROUPS, width, dtype=np.uint8)
         limits = np.empty((n_panels, 4))
         _round_items(items, order, rounded, limits)
         return cls(items, order, _plain(rounded), _plain(limits))
@@ -110,13 +113,6 @@ def _plain(array: np.ndarray) -> np.ndarray:
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
-
-
-def _aligned(n_rows: int, width: int) -> UInt8[np.ndarray, "group byte"]:
-    """Rows that begin with a cache line, as the loads of whole registers want it."""
-    memory = np.empty(n_rows * width + 64, dtype=np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + n_rows * width].reshape(n_rows, width)
 
 
 # Compiled loops: `no_type_check` keeps the tests' shape checker, which Numba cannot compile, out.

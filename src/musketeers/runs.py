@@ -40,7 +40,7 @@ from musketeers.pretrain import given
 from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
 from musketeers.progress import is_finished
-from musketeers.protocols import Scorer
+from musketeers.protocols import Scorer, untold
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
 from musketeers.report.words import trial
@@ -67,7 +67,7 @@ class Watch(Protocol):
         """One fit from its first epoch to its last; `samples` are seen in each epoch."""
         ...
 
-    def rows(self, stage: str, domain: str) -> AbstractContextManager[Callable[[int], None]]:
+    def rows(self, stage: str, domain: str) -> AbstractContextManager[Callable[[int], object]]:
         """A stage that passes once over a domain's rows or pairs, such as reading.
 
         Told, each time some are done, how many.
@@ -94,14 +94,9 @@ class Quiet:
         """See `Watch.stage`."""
         yield lambda epoch: None  # noqa: ARG005
 
-    @contextmanager
-    def rows(
-        self,
-        stage: str,  # noqa: ARG002
-        domain: str,  # noqa: ARG002
-    ) -> Generator[Callable[[int], None]]:
+    def rows(self, stage: str, domain: str) -> AbstractContextManager[Callable[[int], object]]:
         """See `Watch.rows`."""
-        yield lambda n_rows: None  # noqa: ARG005
+        return untold(stage, domain)
 
     def say(self, line: str) -> None:
         """See `Watch.say`."""
@@ -158,9 +153,10 @@ def fit_run(
         reading = readers.read(config.data, base=base, told=watch.rows)
     data = Data.of(reading, config, base, watch, costs={"read": cost})
     del reading
-    if set(measured) & set(STAGED):
+    finished = resume and is_finished(out)
+    if {"smf", "cat_art"} & set(measured) and not finished:
         whole = Size.of(data.domains, list(data.splits), dim=config.dim)
-        check_fit(whole, out, available() * 9 // 10)
+        check_fit(whole, out, available() * 9 // 10, transfers="cat_art" in measured)
     inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
     if n_tries > 1:
         inputs["tries"] = str(n_tries)
@@ -169,7 +165,7 @@ def fit_run(
     if gpu():
         inputs["device"] = str(gpu())
     search = None
-    if not (resume and is_finished(out)):
+    if not finished:
         saved = RunFolder(out).remembered(_SEARCH) if resume else None
         found = Search.from_json(saved) if saved else None
         search = found or _search(clock, config, data, measured, n_threads, watch)

@@ -18,8 +18,8 @@ from musketeers.config import PretrainConfig
 from musketeers.data.domains import Split
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
+from musketeers.memory import on_cache_lines
 from musketeers.pretrain import kernels
-from musketeers.pretrain.lanes import vectors
 from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import SQUARES_AT_START, Catalogue, Tables, Turn
 from musketeers.ranking import Factors
@@ -97,7 +97,7 @@ class _Factorization:
         self._strength = np.float32(config.regularization)
         ratios = [settings.own_strengths.get(name, settings.own_strength) for name in names]
         self._own_strengths = [np.float32(config.regularization * ratio) for ratio in ratios]
-        self.own = vectors(len(names), *tables.users.shape)
+        self.own = on_cache_lines(len(names), *tables.users.shape, dtype=np.float32)
         self.own[:] = 0
         self._own_squares = np.full(self.own.shape[:2], SQUARES_AT_START, np.float32)
         known = [catalogue.train.known_users() for catalogue in tables.catalogues]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, reduce
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from musketeers.cat.network import Layers, Room, Weights
 from musketeers.config import CatConfig
 from musketeers.exchange import UserEmbeddings
 from musketeers.parallel import each
+from musketeers.pretrain.lanes import even_parts
 
 _BLOCK = 4096
 """Users encoded at once; part of the result, since products of other sizes round otherwise."""
@@ -88,7 +88,8 @@ class Lanes:
         weights, contrasts = self._model.weights(), self._config.loss == "full"
         whole = self._known[rows]
         shown = np.stack([whole, visible] if contrasts else [whole])
-        shares = _shares(len(rows), self._n_threads)
+        each_costs = np.ones(len(rows), np.int64)
+        shares = even_parts(each_costs, min(self._n_threads, len(rows)))
         rooms = [
             self._room(lane, share.stop - share.start, len(shown))
             for lane, share in enumerate(shares)
@@ -176,13 +177,6 @@ class Lanes:
 
         each(run, n, n_threads=self._n_threads)
         return [found[number] for number in range(n)]
-
-
-def _shares(n_users: int, n_lanes: int) -> list[slice]:
-    """Neighbours in a batch, about as many for each lane, at least one."""
-    n_lanes = min(n_lanes, n_users)
-    edges = [n_users * lane // n_lanes for lane in range(n_lanes + 1)]
-    return [slice(*edge) for edge in pairwise(edges)]
 
 
 def _like(layers: Layers) -> Layers:

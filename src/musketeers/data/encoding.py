@@ -9,6 +9,7 @@ from numba import njit
 
 from musketeers.data.columns import alike, checked_ids, numbers_if_all
 from musketeers.data.vocabulary import Vocabulary
+from musketeers.splitmix import mix
 
 _FEWEST_SLOTS = 1 << 12
 """Of a new table; a power of 2, as is every number of slots."""
@@ -146,16 +147,6 @@ def _with_room(array: np.ndarray, used: int, more: int) -> np.ndarray:
 
 @_loop
 @no_type_check
-def _mix(number):
-    """SplitMix64's output function (Steele et al., OOPSLA 2014); no two numbers become the same."""
-    z = np.uint64(number)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64(z ^ (z >> np.uint64(31)))
-
-
-@_loop
-@no_type_check
 def _hash(texts, start, stop):
     """Of a text's bytes, eight at a time."""
     found = np.uint64(stop - start)
@@ -170,7 +161,7 @@ def _hash(texts, start, stop):
         found = (found ^ word) * np.uint64(0x9E3779B97F4A7C15)
         found ^= found >> np.uint64(32)
         start += 8
-    return _mix(found)
+    return np.int64(mix(found))
 
 
 @_loop
@@ -178,7 +169,8 @@ def _hash(texts, start, stop):
 def _mixed(values):
     keys = np.empty(len(values), np.int64)
     for n in range(len(values)):
-        keys[n] = _mix(values[n])
+        # no two numbers become the same
+        keys[n] = np.int64(mix(np.uint64(values[n])))
     return keys
 
 

@@ -105,33 +105,34 @@ def neighbors_kept(size: Size) -> int:
     return 2 * TILE_BYTES + 48 * kept + 64 * size.n_pairs
 
 
-def whole_fit(size: Size) -> int:
-    """The three stages of all domains, measured and saved.
+def whole_fit(size: Size, *, transfers: bool) -> int:
+    """The stages of all domains, measured and saved; stage 1 alone unless it `transfers`.
 
-    A table of users for each domain that learned alone, that is exchanged and that learned from the
-    others; what a target's stage 3 is told, once more; three copies of one table in training; and
-    for each pair what ranking must skip and what is written of it.
+    A table of users for each domain that learned alone, and if it transfers for each that is
+    exchanged, for each that learned from the others, and for what a target is told; three copies of
+    one table in training; and for each pair what ranking must skip and what is written of it.
     """
-    n = size.n_domains
-    users = 4 * size.dim * size.n_users
-    items = 4 * size.dim * sum(size.n_items)
-    return 2 * TILE_BYTES + (4 * n + 3) * users + 6 * items + 6 * size.n_pairs
+    n_tables = size.n_domains * (4 if transfers else 1) + 3
+    return 2 * TILE_BYTES + _tables(size, n_tables, 6) + 6 * size.n_pairs
 
 
-def run_folder(size: Size) -> int:
-    """Bytes on disk: every stage's vectors, the model's, and of stage 1 the progress too."""
-    n = size.n_domains
-    users = 4 * size.dim * size.n_users
-    items = 4 * size.dim * sum(size.n_items)
-    return (5 * n + 1) * users + 5 * items + 6 * size.n_pairs
+def run_folder(size: Size, *, transfers: bool) -> int:
+    """Bytes on disk of such a fit: its vectors, the model's, and twice stage 1's in progress."""
+    n_tables = 5 * size.n_domains + 1 if transfers else 4 * size.n_domains
+    return _tables(size, n_tables, 5) + 6 * size.n_pairs
 
 
-def check_fit(size: Size, out: Path, memory: int) -> None:
+def _tables(size: Size, of_users: int, of_items: int) -> int:
+    """So many tables of vectors of all users, and of all domains' items."""
+    return 4 * size.dim * (of_users * size.n_users + of_items * sum(size.n_items))
+
+
+def check_fit(size: Size, out: Path, memory: int, *, transfers: bool) -> None:
     """Raise `ConfigError` unless `memory` is enough for a whole fit, and the disk for its run."""
-    if (needed := whole_fit(size)) > memory:
+    if (needed := whole_fit(size, transfers=transfers)) > memory:
         raise ConfigError(
             f"the fit needs about {needed / _GB:.1f} GB of memory beside the data, "
             f"{memory / _GB:.1f} GB are free; close other programs, take narrower vectors (dim), "
             "or keep fewer users (data.min_user)"
         )
-    check_room(out, run_folder(size))
+    check_room(out, run_folder(size, transfers=transfers))

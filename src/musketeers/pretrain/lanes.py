@@ -5,7 +5,6 @@ each thread, a lane, has its own users and its own copy of the table for a while
 changes are added in a fixed order.
 """
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TypeVar
@@ -13,15 +12,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
 
 BLOCK, BLOCK_PER_ITEM = 65536, 4
 """Interactions a lane works through before the lanes are merged: at least so many, and at least so
 many for each item, because a merge visits nearly every row of the table."""
-
-LINE = 64
-"""Bytes of a cache line."""
 
 Result = TypeVar("Result")
 Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], Result]
@@ -42,8 +39,8 @@ class ItemLanes:
         n_lanes: int,
     ) -> None:
         copies = n_lanes if n_lanes > 1 else 0
-        self.items, self.squares = vectors(*items.shape), squares.copy()
-        self._items = vectors(copies, *items.shape)
+        self.items, self.squares = on_cache_lines(*items.shape, dtype=np.float32), squares.copy()
+        self._items = on_cache_lines(copies, *items.shape, dtype=np.float32)
         self._squares = np.empty((copies, len(items)), np.float32)
         self.restore(items, squares)
         self._touched = np.zeros((n_lanes, len(items)), np.bool_)
@@ -93,18 +90,6 @@ class ItemLanes:
         kernels.merge_rows(
             start, stop, self.items, self.squares, self._items, self._squares, self._touched
         )
-
-
-def vectors(*shape: int) -> Float32[np.ndarray, "..."]:
-    """Memory for a table, not cleared, that starts on a cache line.
-
-    Wherever numpy puts it, a row of 64 numbers would lie on five lines in place of four, and every
-    second load of a wide vector on two.
-    """
-    n_bytes = 4 * math.prod(shape)
-    space = np.empty(n_bytes + LINE, np.uint8)
-    start = -space.ctypes.data % LINE
-    return space[start : start + n_bytes].view(np.float32).reshape(shape)
 
 
 def even_parts(costs: Int64[np.ndarray, " user"], n_parts: int) -> list[slice]:

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from musketeers.data.interactions import Interactions
-from musketeers.pretrain.lanes import ItemLanes, even_parts, vectors
+from musketeers.memory import on_cache_lines
+from musketeers.pretrain.lanes import ItemLanes, even_parts
 from musketeers.seeding import Seed
 
 SQUARES_AT_START = 1e-3
@@ -59,7 +60,7 @@ class Tables:
         scale = np.float32(length / np.sqrt(dim))
 
         def start(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-            table = vectors(n_rows, dim)
+            table = on_cache_lines(n_rows, dim, dtype=np.float32)
             rng.standard_normal(dtype=np.float32, out=table)
             table *= scale
             return table, np.full(n_rows, SQUARES_AT_START, np.float32)
