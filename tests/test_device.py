@@ -219,7 +219,7 @@ def test_what_is_the_same_of_users_is_learned_there_as_well(on_gpu):
         encoded = there.of(shared())
     assert there.users.tobytes() == again.users.tobytes()
     np.testing.assert_allclose(encoded, there.users, atol=1e-5)
-    # other random numbers, the same quality
+    # products round otherwise, the quality is the same
     assert there.history.best.valid == pytest.approx(here.history.best.valid, rel=0.1)
     # what a GPU has trained a processor can use
     np.testing.assert_allclose(there.of(shared()), there.users, atol=1e-4)
