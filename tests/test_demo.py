@@ -75,7 +75,7 @@ def test_the_demo_runs_goes_on_and_is_shown_again(package, tmp_path, capsys, mon
     monkeypatch.setattr(demo, "_SETTINGS", FAST)
     out = tmp_path / "runs" / "demo"
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
