@@ -88,7 +88,7 @@ def measure(point: Point, folder: Path) -> dict[str, float]:
 
 def slope(sizes: list[int], values: list[float]) -> float:
     """The power with which values grow, over the upper half of the points."""
-    half = len(sizes) // 2
+    half = (len(sizes) - 1) // 2
     return float(np.polyfit(np.log(sizes[half:]), np.log(np.maximum(values[half:], 1e-9)), 1)[0])
 
 
