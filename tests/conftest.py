@@ -1,9 +1,15 @@
 """What several test files need."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# without NVIDIA's driver, what is written for a GPU is interpreted; said before it is imported
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # the first example of a test may have to wait for the compiler
 settings.register_profile("compiled", deadline=None)

@@ -3,7 +3,8 @@
 import math
 
 import torch
-from torch import Generator, nn
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
 
 from musketeers.art.network import Weights
 
@@ -25,7 +26,7 @@ class AttentionTransfer(nn.Module):
     for each of the m sources that know the user, or 0; or have no g (`config.art.shared`).  The
     parameters that then have no part in the output get a slope of zero and stay at their start.
 
-    This holds the parameters; `network` computes with them.
+    On processors `network` computes the same with these parameters.
 
     Source: ART (Li et al., WSDM 2023) with the projections of the authors' code, less two
     biases that change nothing: one on the keys adds the same to every source's logit, one on
@@ -47,6 +48,29 @@ class AttentionTransfer(nn.Module):
         self.out, self.shared, self.bias = zeros(dim, dim), zeros(dim, dim), zeros(dim)
         self.pad = zeros(dim)
 
+    def forward(
+        self,
+        target: Float[Tensor, "user dim"],
+        target_known: Bool[Tensor, " user"],
+        sources: Float[Tensor, "source user dim"],
+        sources_known: Bool[Tensor, "user source"],
+        shared: Float[Tensor, "user dim"],
+        sharpness: float,
+        factors: Float[Tensor, "user source"],
+    ) -> Float[Tensor, "user dim"]:
+        """What to add to each user's vector; `network.weighing` gives sharpness and factors."""
+        somewhere = sources_known.any(1, keepdim=True)
+        adapted = torch.baddbmm(self.adapt_bias[:, None], sources, self.adapt)
+        # products of maps first, as in `network.forward`
+        queries = target.where(target_known[:, None], self.pad) @ (self.query @ self.key.T)
+        queries = queries + self.key @ self.query_bias
+        logits = (queries * adapted).sum(2).T * sharpness
+        # who is known nowhere has all weights alike, which nothing comes of
+        attention = logits.masked_fill(~sources_known & somewhere, -torch.inf).softmax(1)
+        attended = torch.einsum("us,sud->ud", attention * factors, adapted)
+        added = attended @ (self.value @ self.out) + shared @ self.shared + self.bias
+        return added.where(somewhere, 0.0)
+
     def weights(self) -> Weights:
-        """The parameters as arrays, in the parameters' own memory."""
-        return Weights(**{name: w.detach().numpy() for name, w in self.named_parameters()})
+        """The parameters as arrays; on a processor they are the parameters' own memory."""
+        return Weights(**{name: w.detach().cpu().numpy() for name, w in self.named_parameters()})

@@ -1,30 +1,30 @@
 """A target domain learns what to take from the others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
-from torch import Generator
+from torch import Generator, Tensor
 
 from musketeers import modules
-from musketeers.art import network
+from musketeers.art.inputs import Batch, Inputs, Lesson, blocks
+from musketeers.art.lanes import Lanes
 from musketeers.art.model import AttentionTransfer
-from musketeers.art.network import Told, Weights
+from musketeers.art.network import Weights
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
+from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
-from musketeers.parallel import available_threads, each
+from musketeers.parallel import available_threads
 from musketeers.pretrain.lanes import ItemLanes
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
-
-_BLOCK = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +90,7 @@ def served(
 
     Given those it learned from, this is ``made.factors``.  Items stay as they are.
     """
-    inputs = _Inputs.of(target, alone, shared, aligned, config)
+    inputs = Inputs.of(target, alone, shared, aligned, config)
     weights, items = Weights(**made.weights), made.factors.items
     return inputs.factors(weights, items, n_threads=available_threads())
 
@@ -104,83 +104,34 @@ def attention(
     config: RunConfig,
 ) -> Float32[np.ndarray, "user source"]:
     """How much each source counts for each user of any domain, as `config.art.sources` has it."""
-    inputs, weights = _Inputs.of(target, alone, shared, aligned, config), Weights(**made.weights)
+    inputs, weights = Inputs.of(target, alone, shared, aligned, config), Weights(**made.weights)
     return np.concatenate(
-        [inputs.attention(weights, rows) for rows in _blocks(np.arange(len(aligned)))]
+        [inputs.attention(weights, rows) for rows in blocks(np.arange(len(aligned)))]
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Inputs:
-    """All that a target's users have to say in stage 3."""
+@runtime_checkable
+class Computer(Protocol):
+    """Where a step of stage 3 is computed."""
 
-    everybody: Told
-    sources: tuple[str, ...]
-    alone: Float32[np.ndarray, "user dim"]
-    length: np.float32
-    """Of the target's vectors; what the network adds is in this unit."""
-    sharpness: float
-    weighing: Float32[np.ndarray, "user source"]
+    def learn(self, batches: Iterable[Batch], key: np.uint64) -> Iterator[float | Tensor]:
+        """Batch by batch the summed loss; the network's parameters have its slopes then.
 
-    @classmethod
-    def of(
-        cls,
-        target: str,
-        alone: Pretrained,
-        shared: UserEmbeddings,
-        aligned: Float32[np.ndarray, "user dim"],
-        config: RunConfig,
-    ) -> "_Inputs":
-        index, sources = shared.index(target), shared.without(target)
-        everybody = Told(
-            shared.values[:, index],
-            shared.known[:, index],
-            sources.values.transpose(1, 0, 2),
-            sources.known,
-            aligned if config.art.shared else np.zeros_like(aligned),
-        )
-        sharpness, factors = network.weighing(config.art.sources, sources.known, aligned.shape[1])
-        length = np.float32(shared.lengths[index])
-        return cls(everybody, sources.domains, alone.factors.users, length, sharpness, factors)
-
-    def forward(
-        self, weights: Weights, rows: Int[np.ndarray, " batch"]
-    ) -> tuple[np.ndarray, network.Trace]:
-        """What transfer adds, in units of the target's length, without any dropout."""
-        nobody_hidden = np.ones(len(rows), np.bool_)
-        told = network.told_of(self.everybody, rows, nobody_hidden, weights.pad)
-        return network.forward(weights, told, self.sharpness, self.weighing[rows])
-
-    def attention(
-        self, weights: Weights, rows: Int[np.ndarray, " batch"]
-    ) -> Float32[np.ndarray, "batch source"]:
-        """The weights in use; 0 for a source that does not know the user."""
-        _, trace = self.forward(weights, rows)
-        return trace.attention * self.weighing[rows]
-
-    def factors(
-        self,
-        weights: Weights,
-        items: Float32[np.ndarray, "item dim"],
-        *,
-        n_threads: int,
-        of: Int[np.ndarray, " row"] | None = None,
-    ) -> Factors:
-        """The model; user vectors of all users, or `of` some of them, and 0 of all others."""
-        users = np.zeros(self.alone.shape, np.float32)
-        blocks = _blocks(np.arange(len(users)) if of is None else of)
-
-        def fill(number: int) -> None:
-            rows = blocks[number]
-            users[rows] = self.alone[rows] + self.length * self.forward(weights, rows)[0]
-
-        each(fill, len(blocks), n_threads=n_threads)
-        return Factors(users, items)
+        Items have learned by the end.  `key` is that of the negatives.
+        """
+        ...
 
 
-def _blocks(rows: Int[np.ndarray, " row"]) -> list[Int[np.ndarray, " block"]]:
-    """As many at a time as need little memory; part of the result, since products round."""
-    return np.split(rows, range(_BLOCK, len(rows), _BLOCK))
+def _computer(
+    model: AttentionTransfer, inputs: Inputs, lesson: Lesson, items: ItemLanes
+) -> Computer:
+    """The GPU if there is one to be used, with the model moved there."""
+    device = gpu()
+    if device is None:
+        return Lanes(model, inputs, lesson, items)
+    from musketeers.art.on_gpu import OnGpu  # without a GPU there may be no Triton
+
+    return OnGpu(model.to(device), inputs, lesson, items, device)
 
 
 class _Transfer:
@@ -201,45 +152,45 @@ class _Transfer:
         self._validation = validation
         self._trained = np.flatnonzero(split.train.known_users())
         self._counts = split.train.counts()
-        self._inputs = _Inputs.of(target, alone, shared, aligned, config)
-        # what stage 1 gives a user without history
-        self._mean = alone.factors.users[self._trained].mean(0)
-        self._regularization = np.float32(alone.regularization)
-        self._rate = np.float32(alone.learning_rate)
-        self._candidates = config.pretrain.candidates
+        self._inputs = Inputs.of(target, alone, shared, aligned, config)
         init = Generator().manual_seed(seed.child("init").integer())
         n_sources = len(self._inputs.sources)
         self.model = AttentionTransfer(n_sources, aligned.shape[1], generator=init)
+        device = gpu()
+        self.lanes = ItemLanes(
+            alone.factors.items,
+            alone.item_squares,
+            n_lanes=validation.n_threads if device is None else 1,
+        )
+        lesson = Lesson(
+            split.train,
+            alone.factors.users[self._trained].mean(0),
+            alone.learning_rate,
+            alone.regularization,
+            config.pretrain.candidates,
+        )
+        self._computer = _computer(self.model, self._inputs, lesson, self.lanes)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.art.learning_rate, weight_decay=0, fused=True
-        )
-        self.lanes = ItemLanes(
-            alone.factors.items, alone.item_squares, n_lanes=validation.n_threads
         )
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
         stream = self._seed.child("epoch", str(number))
-        order = stream.numpy().permutation(self._trained)
-        dropout = stream.child("dropout").numpy()
         key = np.uint64(stream.child("negatives").integer())
-        loss, waiting = 0.0, 0
-        for start in range(0, len(order), self._config.batch_size):
-            users = order[start : start + self._config.batch_size]
-            loss += self._step(users, dropout, key)
-            waiting += int(self._counts[users].sum())
-            if waiting >= self.lanes.block:
-                self.lanes.merge()
-                waiting = 0
-        self.lanes.merge()
-        return loss / max(len(self._train), 1)
+        loss: float | Tensor = 0.0
+        for one in self._computer.learn(self._batches(stream), key):
+            self._optimizer.step()
+            loss = loss + one
+        # asked for once an epoch: each time a GPU is waited for
+        return float(loss) / max(len(self._train), 1)
 
     def validate(self) -> float:
         """See `Trainable.validate`."""
         return self._validation.ndcg(self.factors(of=self._validation.users))
 
     def factors(self, *, of: Int[np.ndarray, " row"] | None = None) -> Factors:
-        """The model as it is now; see `_Inputs.factors`."""
+        """The model as it is now; see `Inputs.factors`."""
         return self._inputs.factors(
             self.model.weights(), self.lanes.items, n_threads=self._validation.n_threads, of=of
         )
@@ -251,7 +202,7 @@ class _Transfer:
         inputs, told = self._inputs, self._inputs.everybody
         rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
         sums = np.zeros(len(inputs.sources), np.float32)
-        for block in _blocks(rows):
+        for block in blocks(rows):
             sums += inputs.attention(self.model.weights(), block).sum(0)
         return dict(zip(inputs.sources, (sums / max(len(rows), 1)).tolist(), strict=True))
 
@@ -265,44 +216,19 @@ class _Transfer:
         modules.restore(self.model, self._optimizer, state)
         self.lanes.restore(state["items"], state["item_squares"])
 
-    def _step(
-        self, users: Int[np.ndarray, " batch"], dropout: np.random.Generator, key: np.uint64
-    ) -> float:
-        """One pass over all items of a batch of users, one step of the network; the summed loss."""
-        known = self._inputs.everybody.sources_known[users]
-        # whoever is known nowhere else keeps the own vector: nothing could stand in for it
-        seen = (dropout.random(len(users)) >= self._config.target_dropout) | ~known.any(1)
-        kept = dropout.random(known.shape) >= self._config.dropout
-        kept = (kept / (1 - self._config.dropout)).astype(np.float32)
-        factors = self._inputs.weighing[users] * kept
-        job = partial(self._learn, self.model.weights(), users, seen, factors, key)
-        losses, gradients = zip(*self.lanes.run(self._counts[users], job), strict=True)
-        for weight, *parts in zip(self.model.parameters(), *gradients, strict=True):
-            weight.grad = torch.from_numpy(reduce(np.add, parts))
-        self._optimizer.step()
-        return sum(losses)
-
-    def _learn(
-        self,
-        weights: Weights,
-        users: np.ndarray,
-        seen: np.ndarray,
-        factors: np.ndarray,
-        key: np.uint64,
-        part: slice,
-        items: np.ndarray,
-        squares: np.ndarray,
-        touched: np.ndarray,
-    ) -> tuple[float, Weights]:
-        """One lane's part of a step (`lanes.Job`)."""
-        users, seen, factors = users[part], seen[part], factors[part]
-        inputs = self._inputs
-        # items learn from users as they will be served, the network from both
-        learns = seen & (self._config.items == "tuned")
-        strengths = (self._config.regularization * self._counts[users]).astype(np.float32)
-        return network.learn(
-            weights, inputs.everybody, users, seen, inputs.sharpness, factors,
-            inputs.alone, self._mean, inputs.length, strengths, learns,
-            self._train.indptr, self._train.items, items, squares, touched,
-            self._rate, self._regularization, self._candidates, key,
-        )  # fmt: skip
+    def _batches(self, stream: Seed) -> Iterator[Batch]:
+        """An epoch's users in a random order, with what dropout leaves of their inputs."""
+        order = stream.numpy().permutation(self._trained)
+        dropout = stream.child("dropout").numpy()
+        how = self._config
+        for start in range(0, len(order), how.batch_size):
+            users = order[start : start + how.batch_size]
+            known = self._inputs.everybody.sources_known[users]
+            # whoever is known nowhere else keeps the own vector: nothing could stand in for it
+            seen = (dropout.random(len(users)) >= how.target_dropout) | ~known.any(1)
+            kept = dropout.random(known.shape) >= how.dropout
+            kept = (kept / (1 - how.dropout)).astype(np.float32)
+            # items learn from users as they will be served, the network from both
+            learns = seen & (how.items == "tuned")
+            strengths = (how.regularization * self._counts[users]).astype(np.float32)
+            yield Batch(users, seen, self._inputs.weighing[users] * kept, learns, strengths)

@@ -8,6 +8,7 @@ from jaxtyping import Float32
 
 from musketeers.config import PretrainConfig
 from musketeers.data.domains import Split
+from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.pretrain import kernels
 from musketeers.pretrain.search import search
@@ -75,9 +76,17 @@ class Factorization:
     ) -> None:
         self.tables = tables
         self._value, self._config = value, config
+        device = gpu()
+        self._on_gpu = None
+        if device is not None:
+            from musketeers.pretrain.on_gpu import OnGpu  # without a GPU there may be no Triton
+
+            self._on_gpu = OnGpu(tables, config, device)
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
+        if self._on_gpu:
+            return self._on_gpu.epoch(number)
         return self.tables.epoch(number, self._learn)
 
     def _learn(

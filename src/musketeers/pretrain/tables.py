@@ -70,19 +70,23 @@ class Tables:
         self._counts = [c.train.counts() for c in catalogues]
 
     def epoch(self, number: int, learn: Learn) -> float:
-        """Let every user of every catalogue learn once; the mean loss of an interaction.
+        """Let every user of every catalogue learn once; the mean loss of an interaction."""
+        loss = 0.0
+        for turn in self.turns(number):
+            lanes = self.lanes[turn.catalogue]
+            costs = self._counts[turn.catalogue][turn.users]
+            loss += sum(lanes.run(costs, partial(learn, turn)))
+            lanes.merge()
+        return loss / max(self.n_pairs, 1)
+
+    def turns(self, number: int) -> list[Turn]:
+        """Whose turn it is in an epoch.
 
         Each catalogue's users come in a random order and in blocks.  Where there are several
         catalogues their blocks take turns, each catalogue's spread evenly over the epoch.
         """
         turns = [turn for place in range(len(self.lanes)) for turn in self._turns(place, number)]
-        loss = 0.0
-        for turn in sorted(turns, key=lambda turn: turn.when):
-            lanes = self.lanes[turn.catalogue]
-            costs = self._counts[turn.catalogue][turn.users]
-            loss += sum(lanes.run(costs, partial(learn, turn)))
-            lanes.merge()
-        return loss / max(sum(int(counts.sum()) for counts in self._counts), 1)
+        return sorted(turns, key=lambda turn: turn.when)
 
     def _turns(self, place: int, number: int) -> Iterator[Turn]:
         stream = self.catalogues[place].seed.child("epoch", str(number))
@@ -94,6 +98,11 @@ class Tables:
         whens = (np.arange(n_blocks) + stream.child("turns").numpy().random(n_blocks)) / n_blocks
         for block, when in zip(even_parts(counts[order], n_blocks), whens.tolist(), strict=True):
             yield Turn(place, order[block], key, when)
+
+    @property
+    def n_pairs(self) -> int:
+        """Interactions of all catalogues."""
+        return sum(len(catalogue.train) for catalogue in self.catalogues)
 
     def known_users(self) -> Bool[np.ndarray, " user"]:
         """Whether each user has any pair in any catalogue."""
