@@ -14,12 +14,13 @@ from musketeers.data.interactions import Interactions
 from musketeers.device import computing_on
 from musketeers.pretrain.lanes import ItemLanes
 from musketeers.pretrain.mf import pretrain
+from musketeers.pretrain.tables import Catalogue, Tables
 from musketeers.seeding import Seed
 from musketeers.splitmix import GOLDEN, below, mix, stream
 from musketeers.training import Unwatched
 
 pytest.importorskip("triton")
-from musketeers.pretrain.on_gpu import ItemsOnGpu, placed
+from musketeers.pretrain.on_gpu import ItemsOnGpu, OnGpu, placed
 
 WHERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RATE, STRENGTH, KEY = 0.1, 0.05, np.uint64(2**62 + 77)
@@ -55,8 +56,9 @@ class Some:
         """Users, their sums, items, theirs, and the loss after one turn."""
         items = self.placed(n_candidates)
         order = np.arange(len(self.users)) if order is None else order
+        shares = order, self.train.indptr[order]
         vectors, squares = (placed(a, WHERE) for a in (self.users, self.user_squares))
-        loss = items.train_users(placed(order, WHERE), vectors, squares, RATE, STRENGTH, KEY)
+        loss = items.train_users(shares, vectors, squares, RATE, STRENGTH, KEY)
         items.learn(RATE)
         items.give_back()
         found = (vectors.cpu().numpy(), squares.cpu().numpy(), self.lanes.items, self.lanes.squares)
@@ -65,17 +67,16 @@ class Some:
     def learnt_items(self, learns, n_candidates=3):
         """Slopes by the users' vectors, items, their sums, and the loss after one turn."""
         items = self.placed(n_candidates)
-        order = placed(np.arange(len(self.users)), WHERE)
-        vectors = placed(self.users, WHERE)
+        order, vectors = np.arange(len(self.users)), placed(self.users, WHERE)
         loss, slopes = items.train_items(order, placed(learns, WHERE), vectors, STRENGTH, KEY)
         items.learn(RATE)
         items.give_back()
         return slopes.cpu().numpy(), self.lanes.items, self.lanes.squares, float(loss)
 
 
-def drawn(user, liked, n_items, n_candidates):
+def drawn(begin, liked, n_items, n_candidates):
     """Without end the candidates that a user's liked items are set against, by the stream."""
-    state, number, n_drawn = stream(KEY, user), 1, 1 << (n_candidates - 1).bit_length()
+    state, number, n_drawn = stream(KEY, begin), 1, 1 << (n_candidates - 1).bit_length()
     while True:
         numbers = number + np.arange(n_drawn)
         found = np.full(n_drawn, -1)
@@ -88,7 +89,7 @@ def drawn(user, liked, n_items, n_candidates):
         yield found[:n_candidates]
 
 
-def by_definition(some, n_candidates, *, tunes_users, learns):
+def by_definition(some, n_candidates, *, tunes_users, learns, share=256):
     """What a turn does, in float64: users one pair after the other, items all at the end."""
     users, items = some.users.astype(float), some.items.astype(float)
     squares, dim, loss = some.user_squares.astype(float), items.shape[1], 0.0
@@ -98,9 +99,11 @@ def by_definition(some, n_candidates, *, tunes_users, learns):
         if len(liked) == len(items):
             continue
         with np.errstate(over="ignore"):
-            for i, candidates in zip(
-                liked, drawn(user, liked, len(items), n_candidates), strict=False
-            ):
+            for number, i in enumerate(liked):
+                if number % share == 0:
+                    begin = some.train.indptr[user] + number
+                    draws = drawn(begin, liked, len(items), n_candidates)
+                candidates = next(draws)
                 j = candidates[np.argmax(items[candidates] @ users[user])]
                 apart = users[user] @ (items[j] - items[i])
                 push = 1 / (1 + np.exp(-apart))
@@ -169,14 +172,46 @@ def test_a_negative_is_never_a_liked_item():
     assert (found[3] - some.item_squares).argmax() == 13
 
 
+def test_a_long_history_is_learned_from_over_several_turns(on_gpu, monkeypatch):
+    monkeypatch.setattr("musketeers.pretrain.on_gpu.SHARE", 3)
+    some = Some(n_users=9, share=0.3)
+    one, other = (Catalogue(some.train, Seed(n)) for n in range(2))
+    tables = Tables([one, other], Seed(0), dim=6, length=0.1, n_lanes=1)
+    begun = []
+    train_users = ItemsOnGpu.train_users
+
+    def noted(self, shares, *args):
+        assert len(np.unique(shares[0])) == len(shares[0])
+        begun.append((self, *shares))
+        return train_users(self, shares, *args)
+
+    monkeypatch.setattr(ItemsOnGpu, "train_users", noted)
+    before = tables.users.copy()
+    loss = OnGpu(tables, PretrainConfig(candidates=1), WHERE).epoch(1)
+    counts = some.train.counts()
+    # vectors near 0 tell nothing apart; who likes everything has no loss
+    share = counts[counts < 30].sum() / counts.sum()
+    assert loss == pytest.approx(share * np.log(2), rel=0.05)
+    assert (tables.users != before).any(1).tolist() == [0 < n < 30 for n in counts]
+    for items in {items for items, _, _ in begun}:
+        found = np.concatenate([begins for other, _, begins in begun if other is items])
+        expected = np.concatenate(
+            [some.train.indptr[user] + np.arange(0, n, 3) for user, n in enumerate(counts) if n]
+        )
+        assert sorted(found) == sorted(expected)
+
+
 # --- a turn of stage 3
 
 
 @pytest.mark.parametrize("tuned", [True, False])
-def test_a_turn_with_fixed_users_is_its_definition(tuned):
+def test_a_turn_with_fixed_users_is_its_definition(tuned, monkeypatch):
+    monkeypatch.setattr("musketeers.pretrain.on_gpu.FIXED_SHARE", 2)
     some = Some()
     learns = np.arange(len(some.users)) % 2 == 0 if tuned else np.zeros(len(some.users), np.bool_)
-    _, _, items, squares, loss, slopes = by_definition(some, 3, tunes_users=False, learns=learns)
+    _, _, items, squares, loss, slopes = by_definition(
+        some, 3, tunes_users=False, learns=learns, share=2
+    )
     found = some.learnt_items(learns)
     for one, right in zip(found, (slopes, items, squares, loss), strict=True):
         close(one, right)

@@ -47,7 +47,7 @@ class OnGpu:
         own = self._alone[users].where(seen[:, None], self._mean)
         change = added.detach()
         loss, slopes = self._items.train_items(
-            users, learns, own + change, self._lesson.regularization, key
+            batch.users, learns, own + change, self._lesson.regularization, key
         )
         self._items.learn(self._lesson.learning_rate)
         added.backward(slopes + strengths[:, None] * change)

@@ -20,7 +20,7 @@ from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.parallel import available_threads
-from musketeers.pretrain.lanes import ItemLanes
+from musketeers.pretrain.lanes import ItemLanes, lanes_for
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
@@ -156,12 +156,8 @@ class _Transfer:
         init = Generator().manual_seed(seed.child("init").integer())
         n_sources = len(self._inputs.sources)
         self.model = AttentionTransfer(n_sources, aligned.shape[1], generator=init)
-        device = gpu()
-        self.lanes = ItemLanes(
-            alone.factors.items,
-            alone.item_squares,
-            n_lanes=validation.n_threads if device is None else 1,
-        )
+        n_lanes = lanes_for(validation.n_threads)
+        self.lanes = ItemLanes(alone.factors.items, alone.item_squares, n_lanes=n_lanes)
         lesson = Lesson(
             split.train,
             alone.factors.users[self._trained].mean(0),

@@ -15,6 +15,7 @@ from musketeers.data.domains import Split
 from musketeers.data.interactions import Interactions
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
+from musketeers.pretrain.lanes import lanes_for
 from musketeers.pretrain.mf import Factorization
 from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import Catalogue, Tables
@@ -69,7 +70,7 @@ def cmf(
             seed,
             dim=dim,
             length=settings.bpr.init_scale,
-            n_lanes=n_threads(validations),
+            n_lanes=lanes_for(n_threads(validations)),
         )
         return Factorization(start, value, setting)
 

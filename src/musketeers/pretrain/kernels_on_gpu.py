@@ -1,8 +1,11 @@
-"""The inner loops of BPR on a GPU: a program for each user, all users of a turn at once.
+"""The inner loops of BPR on a GPU: a program for each user, or for a share of a user's pairs.
 
 They are those of `kernels`, but for one thing: items stand still while a turn lasts, and what users
 would have them change is summed.  The sums are whole numbers, so that the order in which programs
 add to them, which no GPU keeps, changes nothing: the same seed gives the same bits.
+
+A program begins at some pair and works through a `share` of them, or to the user's last; the
+random numbers are those of the pair that it begins at.
 
 Needs Triton, which comes with every build of torch for NVIDIA's GPUs.
 """
@@ -102,9 +105,16 @@ def _softplus(x):
 
 @triton.jit
 @no_type_check
-def _add(sums, square_sums, item, step, d, dim: tl.constexpr):
+def _add(sums, row, step, d, dim: tl.constexpr):
+    """Add a step to a row of sums."""
+    tl.atomic_add(sums + row * dim + d, (step * ONE).to(tl.int64), d < dim, sem="relaxed")
+
+
+@triton.jit
+@no_type_check
+def _teach(sums, square_sums, item, step, d, dim: tl.constexpr):
     """Add to an item's sums what a user would have it change."""
-    tl.atomic_add(sums + item * dim + d, (step * ONE).to(tl.int64), d < dim, sem="relaxed")
+    _add(sums, item, step, d, dim)
     square = tl.sum(step * step, axis=0) / dim
     tl.atomic_add(square_sums + item, (square * ONE).to(tl.int64), sem="relaxed")
 
@@ -112,7 +122,9 @@ def _add(sums, square_sums, item, step, d, dim: tl.constexpr):
 @triton.jit
 @no_type_check
 def train_users(
-    order,
+    of,
+    begins,
+    share,
     indptr,
     liked_items,
     users,
@@ -130,17 +142,20 @@ def train_users(
     n_candidates: tl.constexpr,
     n_drawn: tl.constexpr,
 ):
-    """`kernels.train_users` of the user at one place in `order`; ``losses[place]`` is the sum."""
+    """`kernels.train_users` of user ``of[p]`` from pair ``begins[p]`` on; ``losses[p]`` is the sum.
+
+    No user may be there twice.
+    """
     place = tl.program_id(0)
-    user = tl.load(order + place)
+    user, begin = tl.load(of + place), tl.load(begins + place)
     start, stop = tl.load(indptr + user), tl.load(indptr + user + 1)
-    state, number = _stream(key, user), tl.full((), 1, tl.int64)
+    state, number = _stream(key, begin), tl.full((), 1, tl.int64)
     d = tl.arange(0, width)
     vector = tl.load(users + user * dim + d, d < dim, 0.0)
     square = tl.load(user_squares + user)
     loss = 0.0
     if stop - start < n_items:
-        for p in range(start, stop):
+        for p in range(begin, tl.minimum(begin + share, stop)):
             item = tl.load(liked_items + p).to(tl.int64)
             drawn, number = _draw(state, number, n_drawn, liked_items, start, stop, n_items)
             first, second, other, difference = _opponents(
@@ -148,8 +163,8 @@ def train_users(
             )
             added, push = _softplus(difference)
             loss += added
-            _add(sums, square_sums, item, push * vector - regularization * first, d, dim)
-            _add(sums, square_sums, other, -push * vector - regularization * second, d, dim)
+            _teach(sums, square_sums, item, push * vector - regularization * first, d, dim)
+            _teach(sums, square_sums, other, -push * vector - regularization * second, d, dim)
             step = push * (first - second) - regularization * vector
             square += tl.sum(step * step, axis=0) / dim
             vector += learning_rate / tl.sqrt(square) * step
@@ -161,12 +176,15 @@ def train_users(
 @triton.jit
 @no_type_check
 def train_items(
-    order,
+    of,
+    rows,
+    begins,
+    share,
     learns,
     indptr,
     liked_items,
     vectors,
-    gradients,
+    slope_sums,
     items,
     sums,
     square_sums,
@@ -179,18 +197,21 @@ def train_items(
     n_candidates: tl.constexpr,
     n_drawn: tl.constexpr,
 ):
-    """`kernels.train_items` of the user at one place in `order`; ``losses[place]`` is the sum."""
+    """`kernels.train_items` of user ``of[rows[p]]`` from pair ``begins[p]`` on, as above.
+
+    The slope by ``vectors[rows[p]]`` is added to that row of `slope_sums`.
+    """
     place = tl.program_id(0)
-    user = tl.load(order + place)
+    row, begin = tl.load(rows + place), tl.load(begins + place)
+    user, learn = tl.load(of + row), tl.load(learns + row)
     start, stop = tl.load(indptr + user), tl.load(indptr + user + 1)
-    state, number = _stream(key, user), tl.full((), 1, tl.int64)
+    state, number = _stream(key, begin), tl.full((), 1, tl.int64)
     d = tl.arange(0, width)
-    learn = tl.load(learns + place)
-    vector = tl.load(vectors + place.to(tl.int64) * dim + d, d < dim, 0.0)
-    gradient = tl.zeros_like(vector)
+    vector = tl.load(vectors + row * dim + d, d < dim, 0.0)
+    slope = tl.zeros_like(vector)
     loss = 0.0
     if stop - start < n_items:
-        for p in range(start, stop):
+        for p in range(begin, tl.minimum(begin + share, stop)):
             item = tl.load(liked_items + p).to(tl.int64)
             drawn, number = _draw(state, number, n_drawn, liked_items, start, stop, n_items)
             first, second, other, difference = _opponents(
@@ -198,9 +219,9 @@ def train_items(
             )
             added, push = _softplus(difference)
             loss += added
-            gradient += push * (second - first)
+            slope += push * (second - first)
             if learn:
-                _add(sums, square_sums, item, push * vector - regularization * first, d, dim)
-                _add(sums, square_sums, other, -push * vector - regularization * second, d, dim)
-    tl.store(gradients + place.to(tl.int64) * dim + d, gradient, d < dim)
+                _teach(sums, square_sums, item, push * vector - regularization * first, d, dim)
+                _teach(sums, square_sums, other, -push * vector - regularization * second, d, dim)
+    _add(slope_sums, row, slope, d, dim)
     tl.store(losses + place, loss)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from musketeers.device import gpu
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
@@ -90,6 +91,11 @@ class ItemLanes:
         kernels.merge_rows(
             start, stop, self.items, self.squares, self._items, self._squares, self._touched
         )
+
+
+def lanes_for(n_threads: int) -> int:
+    """As many as threads; one where a GPU learns, which needs no copies."""
+    return n_threads if gpu() is None else 1
 
 
 def even_parts(costs: Int64[np.ndarray, " user"], n_parts: int) -> list[slice]:

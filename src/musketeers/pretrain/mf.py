@@ -11,6 +11,7 @@ from musketeers.data.domains import Split
 from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.pretrain import kernels
+from musketeers.pretrain.lanes import lanes_for
 from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import Catalogue, Tables, Turn
 from musketeers.ranking import Factors
@@ -49,9 +50,8 @@ def pretrain(
         return validation.ndcg(Factors(tables.users, tables.lanes[0].items))
 
     def at(setting: PretrainConfig) -> Factorization:
-        tables = Tables(
-            catalogues, seed, dim=dim, length=config.init_scale, n_lanes=validation.n_threads
-        )
+        n_lanes = lanes_for(validation.n_threads)
+        tables = Tables(catalogues, seed, dim=dim, length=config.init_scale, n_lanes=n_lanes)
         return Factorization(tables, value, setting)
 
     found = search(at, config, job)
