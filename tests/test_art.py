@@ -11,7 +11,7 @@ from torch import Generator
 
 from musketeers.art import network
 from musketeers.art.model import AttentionTransfer
-from musketeers.art.network import Told, Weights
+from musketeers.art.network import Everybody, Told, Weights
 from musketeers.art.train import Transferred, served, transfer
 from musketeers.cat.train import Aligned, align
 from musketeers.config import ArtConfig, CatConfig, DataConfig, PretrainConfig, RunConfig
@@ -48,9 +48,18 @@ QUERY = ("query", "query_bias", "key", "pad")
 SOURCES = ("attention", "mean", "sum", "none")
 
 
-def run(weights, everybody, rows=None, seen=None, dropped=1.0, sources="attention"):
+def everybody_of(told):
+    """The domains that tell this, the target in their midst."""
+    place = len(told.sources) // 2
+    values = np.insert(told.sources.transpose(1, 0, 2), place, told.target, axis=1)
+    known = np.insert(told.sources_known, place, told.target_known, axis=1)
+    return Everybody(values, known, told.shared, place, np.delete(np.arange(known.shape[1]), place))
+
+
+def run(weights, told, rows=None, seen=None, dropped=1.0, sources="attention"):
     """`network.forward` of some users, all of them by default, and what it was given."""
-    rows = np.arange(len(everybody.target)) if rows is None else rows
+    everybody = everybody_of(told)
+    rows = np.arange(len(told.target)) if rows is None else rows
     seen = np.ones(len(rows), np.bool_) if seen is None else seen
     told = network.told_of(everybody, rows, seen, weights.pad)
     sharpness, factors = network.weighing(sources, told.sources_known, len(weights.pad))
@@ -227,7 +236,7 @@ def test_a_step_learns_what_its_parts_say():
 
     before = items.copy()
     learnt, slope = network.learn(
-        weights, everybody, rows, seen, *given, alone, mean, length, strengths,
+        weights, everybody_of(everybody), rows, seen, *given, alone, mean, length, strengths,
         np.zeros(3, np.bool_), pairs.indptr, pairs.items, items, np.full(2, 1.0),
         np.zeros(2, np.bool_), 0.1, 0.0, 1, np.uint64(1),
     )  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save as library_save
 
 from musketeers import artifacts
 from musketeers.errors import ArtifactError
@@ -65,6 +66,19 @@ def test_any_layout_and_byte_order_comes_back(tmp_path_factory, array, transpose
     assert found.shape == array.shape
     assert found.dtype == array.dtype.newbyteorder("=")
     np.testing.assert_array_equal(found, array)
+
+
+def test_the_file_is_what_the_library_of_the_format_writes(tmp_path):
+    tensors = WEIGHTS | {
+        "é": np.arange(6, dtype=np.int16).reshape(2, 3).T,
+        "half": np.ones((2, 0), np.float16),
+        "a": np.arange(3, dtype=np.uint64),
+        "b": np.arange(2.0),
+    }
+    artifacts.save(tmp_path / "a", "any", tensors, {})
+    plain = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    plain["step"] = tensors["step"]  # the function above makes a row of a number
+    assert (tmp_path / "a" / "tensors.safetensors").read_bytes() == library_save(plain)
 
 
 def test_an_artifact_needs_no_tensor(tmp_path):

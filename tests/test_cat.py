@@ -1,5 +1,7 @@
 """Stage 2: losses by definition, the published network, and a training that can be repeated."""
 
+import gc
+import weakref
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -229,6 +231,20 @@ def test_alignment_is_repeatable_bit_by_bit():
         first.weights[name].tobytes() == again.weights[name].tobytes() for name in first.weights
     )
     assert aligned(shared, seed=1).users.tobytes() != first.users.tobytes()
+
+
+def test_what_was_exchanged_is_let_go_of():
+    """At once and not when the collector comes by: at full size it is gigabytes."""
+    shared = exchanged()
+    values = weakref.ref(shared.values)
+    gc.disable()
+    try:
+        made = aligned(shared)
+        del shared
+        assert values() is None
+    finally:
+        gc.enable()
+    assert len(made.users) == 60
 
 
 def test_embeddings_have_mean_length_one_and_nothing_exchanged_changes():

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
-from safetensors.numpy import save as pack_tensors
 
 from musketeers.errors import ArtifactError
 
@@ -37,11 +36,16 @@ DRAFT_PREFIX = ".saving-"
 
 _MANIFEST_LIMIT = 1 << 20
 _HEADER_LIMIT = 1 << 16
+_TYPES = ("U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
+"""The names that safetensors has for types, in the order in which their arrays lie."""
 _NO_ROOM = {
     errno.ENOSPC: "disk is full",
     errno.EDQUOT: "disk quota is used up",
     errno.EFBIG: "file is larger than this system allows",
 }
+
+_Parts = Sequence[bytes | np.ndarray]
+"""A file's contents, one after the other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,12 +92,13 @@ def save(
     Raises `ArtifactError` if `folder` already holds something, if an argument breaks
     these rules, or if the disk is full or refuses.
     """
-    contents = {TENSORS: _packed(folder, tensors), **_named(folder, files or {})}
+    contents: dict[str, _Parts] = {TENSORS: _in_parts(folder, tensors)}
+    contents |= {name: [data] for name, data in _named(folder, files or {}).items()}
     manifest = _manifest(folder, kind, about, contents)
     with new_folder(folder) as draft:
         # the manifest comes last: a folder that has one had all else written before
-        for name, data in {**contents, MANIFEST: manifest}.items():
-            _write(draft / name, data, durable=durable)
+        for name, parts in {**contents, MANIFEST: [manifest]}.items():
+            _write(draft / name, parts, durable=durable)
         if durable:
             _sync_folder(draft)
     if durable:
@@ -159,7 +164,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = _draft(path)
         try:
-            _write(draft, data, durable=True)
+            _write(draft, [data], durable=True)
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -186,17 +191,44 @@ def writing(path: Path) -> Generator[None]:
         ) from None
 
 
-def _packed(folder: Path, tensors: Mapping[str, np.ndarray]) -> bytes:
+def _in_parts(folder: Path, tensors: Mapping[str, np.ndarray]) -> _Parts:
+    """A file in the format of safetensors: its header, then the arrays' own memory.
+
+    The library itself writes what it has copied, twice, which takes gigabytes more than the arrays
+    of a large run.
+    """
     for name, array in tensors.items():
         _check_tensor(folder, name, array)
-    # safetensors reads memory in C order, whatever the strides say
-    data = pack_tensors({name: np.asarray(array, order="C") for name, array in tensors.items()})
-    if (size := _header_size(data)) > _HEADER_LIMIT:
+    # wide numbers first, as the library does: each array then starts at a multiple of its width
+    order = sorted(tensors, key=lambda name: (_TYPES.index(_type(tensors[name])), name))
+    header: dict[str, Any] = {}
+    start = 0
+    for name in order:
+        array = tensors[name]
+        place = [start, start + array.nbytes]
+        header[name] = {"dtype": _type(array), "shape": array.shape, "data_offsets": place}
+        start += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > _HEADER_LIMIT:
         raise ArtifactError(
-            f"{folder}: the names and shapes of {len(tensors)} tensors take {size} bytes, more "
-            f"than {_HEADER_LIMIT}; save fewer, larger tensors"
+            f"{folder}: the names and shapes of {len(tensors)} tensors take {len(text)} bytes, "
+            f"more than {_HEADER_LIMIT}; save fewer, larger tensors"
         )
-    return data
+    return [len(text).to_bytes(8, "little") + text, *(tensors[name] for name in order)]
+
+
+def _type(array: np.ndarray) -> str:
+    kind = array.dtype.kind
+    return "BOOL" if kind == "b" else f"{kind.upper()}{8 * array.dtype.itemsize}"
+
+
+def _bytes_of(part: bytes | np.ndarray) -> memoryview:
+    """As they are in a file: in C order, the low byte first."""
+    if isinstance(part, bytes):
+        return memoryview(part)
+    plain = np.asarray(part, dtype=part.dtype.newbyteorder("<"), order="C")
+    return plain.reshape(-1).view(np.uint8).data
 
 
 def _named(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -210,12 +242,9 @@ def _named(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
 
 
 def _manifest(
-    folder: Path, kind: str, about: Mapping[str, Any], contents: Mapping[str, bytes]
+    folder: Path, kind: str, about: Mapping[str, Any], contents: Mapping[str, _Parts]
 ) -> bytes:
-    listed = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        for name, data in contents.items()
-    }
+    listed = {name: _listed(parts) for name, parts in contents.items()}
     whole = {"format": FORMAT, "kind": kind, "about": dict(about), "files": listed}
     try:
         data = json.dumps(whole, indent=1, allow_nan=False).encode()
@@ -230,6 +259,14 @@ def _manifest(
             "put long lists into files"
         )
     return data
+
+
+def _listed(parts: _Parts) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for part in map(_bytes_of, parts):
+        digest.update(part)
+        size += part.nbytes
+    return {"sha256": digest.hexdigest(), "bytes": size}
 
 
 def _read_manifest(folder: Path, kind: str) -> _Manifest:
@@ -312,16 +349,12 @@ def _read(path: Path, *, limit: int) -> bytes:
 
 
 def _parsed(path: Path, data: bytes) -> dict[str, np.ndarray]:
-    if (size := _header_size(data)) > _HEADER_LIMIT:
+    if (size := int.from_bytes(data[:8], "little")) > _HEADER_LIMIT:
         raise _damaged(path, f"has a header of {size} bytes, more than {_HEADER_LIMIT}")
     try:
         return parse_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, f"is not a readable safetensors file ({error})") from None
-
-
-def _header_size(data: bytes) -> int:
-    return int.from_bytes(data[:8], "little")
 
 
 def _check_tensor(path: Path, name: str, array: np.ndarray) -> None:
@@ -365,12 +398,12 @@ def _draft(place: Path) -> Path:
     return place.parent / f"{DRAFT_PREFIX}{uuid.uuid4().hex}"
 
 
-def _write(path: Path, data: bytes, *, durable: bool) -> None:
+def _write(path: Path, parts: _Parts, *, durable: bool) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(handle, left) :]
+        for left in map(_bytes_of, parts):
+            while left:
+                left = left[os.write(handle, left) :]
         if durable:
             os.fsync(handle)
     finally:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from musketeers.art import network
-from musketeers.art.network import Told, Weights
+from musketeers.art.network import Everybody, Weights
 from musketeers.config import RunConfig
 from musketeers.data.interactions import Interactions
 from musketeers.exchange import UserEmbeddings
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 class Inputs:
     """All that a target's users have to say in stage 3."""
 
-    everybody: Told
+    everybody: Everybody
     sources: tuple[str, ...]
     alone: Float32[np.ndarray, "user dim"]
     length: np.float32
@@ -66,17 +66,21 @@ class Inputs:
         config: RunConfig,
     ) -> "Inputs":
         """Of all users, whatever domain knows them."""
-        index, sources = shared.index(target), shared.without(target)
-        everybody = Told(
-            shared.values[:, index],
-            shared.known[:, index],
-            sources.values.transpose(1, 0, 2),
-            sources.known,
+        index = shared.index(target)
+        others = np.flatnonzero(np.arange(len(shared.domains)) != index)
+        everybody = Everybody(
+            shared.values,
+            shared.known,
             aligned if config.art.shared else np.zeros_like(aligned),
+            index,
+            others,
         )
-        sharpness, factors = network.weighing(config.art.sources, sources.known, aligned.shape[1])
+        sharpness, factors = network.weighing(
+            config.art.sources, shared.known[:, others], aligned.shape[1]
+        )
+        names = tuple(shared.domains[place] for place in others)
         length = np.float32(shared.lengths[index])
-        return cls(everybody, sources.domains, alone.factors.users, length, sharpness, factors)
+        return cls(everybody, names, alone.factors.users, length, sharpness, factors)
 
     def forward(
         self, weights: Weights, rows: Int[np.ndarray, " batch"]

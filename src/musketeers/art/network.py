@@ -9,7 +9,7 @@ import math
 from typing import Literal, NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from numba import njit
 
 from musketeers.pretrain.kernels import train_items
@@ -32,6 +32,18 @@ class Weights(NamedTuple):
     shared: Float[np.ndarray, "dim dim"]
     bias: Float[np.ndarray, " dim"]
     pad: Float[np.ndarray, " dim"]
+
+
+class Everybody(NamedTuple):
+    """What all domains tell of all users, and whom of them a target asks."""
+
+    values: Float[np.ndarray, "user domain dim"]
+    known: Bool[np.ndarray, "user domain"]
+    shared: Float[np.ndarray, "user dim"]
+    target: int
+    """The target's place among the domains."""
+    sources: Int[np.ndarray, " source"]
+    """Those of the others."""
 
 
 class Told(NamedTuple):
@@ -58,20 +70,21 @@ class Trace(NamedTuple):
 @no_type_check
 def told_of(everybody, rows, seen, pad):
     """The `Told` of those users; where not ``seen``, the target's own vector is not looked at."""
-    n_sources, _, dim = everybody.sources.shape
-    target = np.empty((len(rows), dim), everybody.target.dtype)
+    n_sources, dim = len(everybody.sources), everybody.values.shape[2]
+    target = np.empty((len(rows), dim), everybody.values.dtype)
     sources = np.empty((n_sources, len(rows), dim), target.dtype)
     shared = np.empty_like(target)
     sources_known = np.empty((len(rows), n_sources), np.bool_)
     target_known = np.empty(len(rows), np.bool_)
     for u in range(len(rows)):
         row = rows[u]
-        target_known[u] = seen[u] and everybody.target_known[row]
-        target[u] = everybody.target[row] if target_known[u] else pad
-        sources_known[u] = everybody.sources_known[row]
+        target_known[u] = seen[u] and everybody.known[row, everybody.target]
+        target[u] = everybody.values[row, everybody.target] if target_known[u] else pad
         shared[u] = everybody.shared[row]
         for s in range(n_sources):
-            sources[s, u] = everybody.sources[s, row]
+            place = everybody.sources[s]
+            sources_known[u, s] = everybody.known[row, place]
+            sources[s, u] = everybody.values[row, place]
     return Told(target, target_known, sources, sources_known, shared)
 
 

@@ -25,7 +25,12 @@ class OnGpu:
     ) -> None:
         self._model, self._lesson, self._device = model, lesson, device
         self._length, self._sharpness = float(inputs.length), inputs.sharpness
-        self._told = [placed(of_all, device) for of_all in inputs.everybody]
+        everybody = inputs.everybody
+        self._values, self._known, self._shared, self._sources = (
+            placed(array, device)
+            for array in (everybody.values, everybody.known, everybody.shared, everybody.sources)
+        )
+        self._target = everybody.target
         self._alone, self._mean = placed(inputs.alone, device), placed(lesson.mean, device)
         self._items = ItemsOnGpu(lesson.train, items, lesson.n_candidates, device)
 
@@ -38,11 +43,12 @@ class OnGpu:
 
     def _step(self, batch: Batch, key: np.uint64) -> Tensor:
         users, seen, factors, learns, strengths = (placed(a, self._device) for a in batch)
-        target, target_known, sources, sources_known, shared = self._told
+        values, known = self._values[users], self._known[users]
         self._model.zero_grad()
         added = self._length * self._model(
-            target[users], target_known[users] & seen, sources[:, users], sources_known[users],
-            shared[users], self._sharpness, factors,
+            values[:, self._target], known[:, self._target] & seen,
+            values[:, self._sources].transpose(0, 1), known[:, self._sources],
+            self._shared[users], self._sharpness, factors,
         )  # fmt: skip
         own = self._alone[users].where(seen[:, None], self._mean)
         change = added.detach()

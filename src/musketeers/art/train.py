@@ -196,7 +196,8 @@ class _Transfer:
         if self._config.sources == "none":
             return {}
         inputs, told = self._inputs, self._inputs.everybody
-        rows = np.flatnonzero(told.target_known & told.sources_known.any(1))
+        somewhere = told.known[:, told.sources].any(1)
+        rows = np.flatnonzero(told.known[:, told.target] & somewhere)
         sums = np.zeros(len(inputs.sources), np.float32)
         for block in blocks(rows):
             sums += inputs.attention(self.model.weights(), block).sum(0)
@@ -216,10 +217,10 @@ class _Transfer:
         """An epoch's users in a random order, with what dropout leaves of their inputs."""
         order = stream.numpy().permutation(self._trained)
         dropout = stream.child("dropout").numpy()
-        how = self._config
+        how, told = self._config, self._inputs.everybody
         for start in range(0, len(order), how.batch_size):
             users = order[start : start + how.batch_size]
-            known = self._inputs.everybody.sources_known[users]
+            known = told.known[users][:, told.sources]
             # whoever is known nowhere else keeps the own vector: nothing could stand in for it
             seen = (dropout.random(len(users)) >= how.target_dropout) | ~known.any(1)
             kept = dropout.random(known.shape) >= how.dropout

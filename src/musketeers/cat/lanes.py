@@ -1,7 +1,7 @@
 """Stage 2 on processors: a step shared out to lanes, which wait for each other where all meet."""
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -36,8 +36,7 @@ class Lanes:
         self._values, self._known = shared.values, shared.known
         # coordinates of about unit variance, which the initial weights are made for
         self._scale = np.float32(np.sqrt(shared.values.shape[2]))
-        # a lane always has the same number of users, but in the last batch
-        self._room = lru_cache(2 * n_threads)(self._new_room)
+        self._rooms: dict[tuple[int, int, int], tuple[Room, Weights]] = {}
 
     def learn(
         self, rows: Int[np.ndarray, " user"], visible: Bool[np.ndarray, "user domain"]
@@ -163,11 +162,16 @@ class Lanes:
             for own, share in zip(to_whole, shares, strict=True)
         ]
 
-    def _new_room(self, _lane: int, n_users: int, n_views: int) -> tuple[Room, Weights]:
-        weights = self._model.weights()
-        encoder, decoder = (_like(layers) for layers in (weights.encoder, weights.decoder))
-        slopes = Weights(encoder, decoder, np.empty_like(weights.pad))
-        return network.room(weights, n_users, n_views), slopes
+    def _room(self, lane: int, n_users: int, n_views: int) -> tuple[Room, Weights]:
+        """A lane's own; it always has the same number of users, but in the last batch."""
+        found = self._rooms.get((lane, n_users, n_views))
+        if found is None:
+            weights = self._model.weights()
+            encoder, decoder = (_like(layers) for layers in (weights.encoder, weights.decoder))
+            slopes = Weights(encoder, decoder, np.empty_like(weights.pad))
+            found = network.room(weights, n_users, n_views), slopes
+            self._rooms[lane, n_users, n_views] = found
+        return found
 
     def _each(self, job: Callable[[int], Result], n: int) -> list[Result]:
         found: dict[int, Result] = {}
