@@ -68,6 +68,16 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(monkeypatch):
         raise AssertionError
 
 
+def test_too_little_memory_there_is_one_clear_line(on_gpu):
+    with (
+        pytest.raises(ConfigError, match=r"memory of cuda does not suffice \(CUDA out of memory\)"),
+        on_gpu(),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB. And so on.")
+    with pytest.raises(RuntimeError, match="another"), on_gpu():
+        raise RuntimeError("another")
+
+
 # --- lists
 
 

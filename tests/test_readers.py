@@ -51,6 +51,24 @@ def written(path, content):
 # --- what is read
 
 
+def test_more_rows_than_memory_can_hold_are_refused_before_the_first(tmp_path, monkeypatch):
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "b.parquet")
+    both = settings(a="a.parquet", b="b.parquet")
+    monkeypatch.setattr("musketeers.data.readers.available", lambda: 95)
+    with pytest.raises(DataError, match=r"hold 8 rows, .* 0\.0 GB are free; close"):
+        read(both, base=tmp_path)
+    monkeypatch.setattr("musketeers.data.readers.available", lambda: 96)
+    assert len(listed(read(both, base=tmp_path))) == 3
+
+
+def test_files_that_do_not_say_how_many_rows_they_have_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("musketeers.data.readers.available", lambda: 0)
+    assert len(listed(one(written(tmp_path / "a.csv", CSV)))) == 3
+    with pytest.raises(DataError, match="cut off"):
+        one(written(tmp_path / "a.parquet", b"PAR1 torn"))
+
+
 def test_repeats_collapse_and_the_latest_time_stays():
     reading = framed(timestamp="t")
     assert listed(reading) == [("a", "x", 4), ("b", "x", 3), ("b", "y", 1)]

@@ -21,11 +21,21 @@ _GPU: ContextVar["torch.device | None"] = ContextVar("gpu", default=None)
 def computing_on(name: str) -> Generator[None]:
     """Compute in this block on the device of that name: ``cpu``, ``cuda``, or ``cuda:1``.
 
-    Raises `ConfigError` for any other name and for a GPU that is not there.
+    Raises `ConfigError` for any other name, for a GPU that is not there, and where the GPU's memory
+    does not suffice for what cannot be done in smaller parts.
     """
     token = _GPU.set(_found(name))
     try:
         yield
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConfigError(
+            f"the memory of {name} does not suffice ({str(error).partition('.')[0]}); free some, "
+            "take smaller batches (cat.batch_size, art.batch_size), or leave out the device"
+        ) from None
     finally:
         _GPU.reset(token)
 

@@ -55,6 +55,16 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def told_rows(path: Path) -> int:
+    """How many rows a Parquet file says it has; 0 where that cannot be known before reading."""
+    if _ending(path) != ".parquet" or not path.is_file():
+        return 0
+    try:
+        return arrow_parquet.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException):
+        return 0  # reading it says what is wrong
+
+
 def batches(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """These columns of one file, some rows at a time; those of a CSV file as text, as written.
 

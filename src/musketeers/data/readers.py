@@ -23,11 +23,15 @@ from musketeers.data.interactions import Interactions
 from musketeers.data.kcore import k_core
 from musketeers.data.vocabulary import Vocabulary, plain
 from musketeers.errors import DataError
+from musketeers.memory import available
 from musketeers.parallel import available_threads, each
 from musketeers.protocols import Rows, untold
 
 Role = Literal["user", "item", "timestamp"]
 ROLES: tuple[Role, ...] = ("user", "item", "timestamp")
+
+_BYTES_A_ROW = 12
+"""Memory that a row of 309 million took at most until it was read and split."""
 
 
 @runtime_checkable
@@ -135,6 +139,7 @@ def read(config: DataConfig, *, base: Path, told: Rows = untold) -> Reading:
     wanted = {name: _wanted(config, name) for name in config.domains}
     paths = {name: files.find(source, base) for name, source in config.domains.items()}
     _refuse_shared_files(paths)
+    _refuse_too_many_rows([path for several in paths.values() for path in several])
     cores: dict[str, _Core] = {}
     for name, columns in wanted.items():
         with told("read", name) as on_rows:
@@ -203,6 +208,17 @@ def _refuse_shared_frames(frames: Mapping[str, object]) -> None:
         other = owner.setdefault(id(frame), name)
         if other != name:
             raise DataError(f"{other} and {name} are the same frame; give each domain its own")
+
+
+def _refuse_too_many_rows(paths: Sequence[Path]) -> None:
+    """Before the first is read; files that do not say how many rows they have are not counted."""
+    needed, free = _BYTES_A_ROW * sum(map(files.told_rows, paths)), available()
+    if needed > free:
+        raise DataError(
+            f"the domains' files hold {needed // _BYTES_A_ROW:,} rows, and to read and split them "
+            f"needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; close "
+            "other programs, or give files with fewer rows"
+        )
 
 
 def _from_files(
