@@ -21,7 +21,7 @@ from numba import njit
 from numba.core.registry import cpu_target
 
 from musketeers.data.interactions import Interactions
-from musketeers.instructions import GROUP, STEP, TOGETHER, lowest_bit, prefetch, reached
+from musketeers.instructions import GROUP, STEP, TOGETHER, ask, lowest_bit, reached
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 
@@ -241,7 +241,7 @@ def _rank_tile(
                         mask &= mask - np.uint64(1)
                         if position >= len(order):
                             break
-                        _ask(items, order[position])
+                        ask(items, order[position])
                         waiting[place, n_waiting[place]] = order[position]
                         n_waiting[place] += 1
                         if n_waiting[place] < _WAITING:
@@ -309,13 +309,6 @@ def _set_cuts(cuts, walking, start, n_walking, limits, panels, panel):
         # where there is no user nothing is found
         cut = cut if start + j < n_walking else np.inf
         cuts[j] = np.int32(np.floor(min(max(cut, _INT32_LEAST), _INT32_MOST)))
-
-
-@_part
-@no_type_check
-def _ask(items, row):
-    for d in range(0, items.shape[1], 16):
-        prefetch(items, row, d)
 
 
 @_loop

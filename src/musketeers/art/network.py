@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from numba import njit
 
+from musketeers.instructions import ask
 from musketeers.pretrain.kernels import train_items
 
 _compiled = njit(
@@ -66,6 +67,10 @@ class Trace(NamedTuple):
     attended: Float[np.ndarray, "user dim"]
 
 
+_AHEAD = 4
+"""Users whose rows are asked for before they are needed: they lie anywhere in gigabytes."""
+
+
 @_compiled
 @no_type_check
 def told_of(everybody, rows, seen, pad):
@@ -76,8 +81,12 @@ def told_of(everybody, rows, seen, pad):
     shared = np.empty_like(target)
     sources_known = np.empty((len(rows), n_sources), np.bool_)
     target_known = np.empty(len(rows), np.bool_)
+    by_user = everybody.values.reshape(len(everybody.values), -1)
     for u in range(len(rows)):
         row = rows[u]
+        if u + _AHEAD < len(rows):
+            ask(by_user, rows[u + _AHEAD])
+            ask(everybody.shared, rows[u + _AHEAD])
         target_known[u] = seen[u] and everybody.known[row, everybody.target]
         target[u] = everybody.values[row, everybody.target] if target_known[u] else pad
         shared[u] = everybody.shared[row]

@@ -16,7 +16,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from musketeers.instructions import prefetch
+from musketeers.instructions import ask
 from musketeers.splitmix import mix as _mix
 from musketeers.splitmix import stream as _stream
 
@@ -28,14 +28,6 @@ _loop = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 _part = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", forceinline=True)
 
 _ZERO, _ONE, _BIT = np.float32(0), np.float32(1), np.uint64(1)
-
-
-@_part
-@no_type_check
-def _ask(table, row):
-    """Ask for ``table[row]``: from a large table, waiting for a row costs more than arithmetic."""
-    for d in range(0, table.shape[1], 16):
-        prefetch(table, row, d)
 
 
 @_part
@@ -54,8 +46,8 @@ def _draw(drawn, items, liked_item, liked, state):
             if not liked[item]:
                 break
         drawn[c] = item
-        _ask(items, item)
-    _ask(items, liked_item)
+        ask(items, item)
+    ask(items, liked_item)
     return state
 
 
@@ -153,7 +145,7 @@ def train_users(
     for place in range(len(order)):
         user = np.uint64(order[place])
         if place + 1 < len(order):
-            _ask(users, order[place + 1])
+            ask(users, order[place + 1])
         start, stop = indptr[user], indptr[user + _BIT]
         if start == stop or stop - start >= items.shape[0]:
             continue
