@@ -24,8 +24,8 @@ Threads = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="cpu, or cuda for a GPU: stage 2 and lists are computed there, stages 1 and 3 "
-        "not. The lists of a model are the same on both."
+        help="cpu, or cuda for a GPU: the three stages and lists are computed there, iALS and "
+        "linear models not. The lists of a model are the same on both."
     ),
 ]
 Domain = Annotated[str, typer.Option(help="The domain's name.")]

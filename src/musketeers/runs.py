@@ -138,8 +138,8 @@ def fit_run(
     tried by successive halving (`budget.halving.halve`), as many as the time allows.  The run's
     `config` has the settings that were found: a fit by them is bitwise the same.
 
-    On a GPU (`device.computing_on`) stage 2 is trained and lists are made; such a run is resumed on
-    one.
+    On a GPU (`device.computing_on`) BPR, CAT and ART are trained and lists are made; such a run is
+    resumed on one.
 
     Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
     that there is not, for more memory or room on the disk than there is, and for a budget that is

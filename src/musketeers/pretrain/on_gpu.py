@@ -9,7 +9,7 @@ from torch import Tensor
 
 from musketeers.config import PretrainConfig
 from musketeers.data.interactions import Interactions
-from musketeers.pretrain import kernels_on_gpu as kernels
+from musketeers.pretrain import gpu_kernels as kernels
 from musketeers.pretrain.lanes import ItemLanes
 from musketeers.pretrain.tables import Tables
 
@@ -106,7 +106,7 @@ class ItemsOnGpu:
         regularization: float,
         key: np.uint64,
     ) -> Tensor:
-        """The summed loss; see `kernels_on_gpu.train_users`."""
+        """The summed loss; see `gpu_kernels.train_users`."""
         of, begins = (placed(a, self._device) for a in shares)
         losses = torch.empty(len(of), dtype=torch.float32, device=self._device)
         with torch.cuda.device_of(losses):
@@ -125,7 +125,7 @@ class ItemsOnGpu:
         regularization: float,
         key: np.uint64,
     ) -> tuple[Tensor, Float32[Tensor, "turn dim"]]:
-        """The summed loss and its slopes by the vectors; see `kernels_on_gpu.train_items`."""
+        """The summed loss and its slopes by the vectors; see `gpu_kernels.train_items`."""
         of = placed(users, self._device)
         rows, begins = (placed(a, self._device) for a in _fixed_shares(self._train.indptr, users))
         losses = torch.empty(len(rows), dtype=torch.float32, device=self._device)
