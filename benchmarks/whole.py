@@ -49,9 +49,11 @@ def command(*words: str | Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
 
 
-def whole(scale: float, folder: Path) -> dict[str, Any]:
+def whole(
+    scale: float, folder: Path, device: str = "cpu", threads: int = N_THREADS
+) -> dict[str, Any]:
     """Planted data read, split, learned from in three stages, and every user measured."""
-    data, run = folder / f"data-{scale:g}", folder / f"run-{scale:g}"
+    data, run = folder / f"data-{scale:g}", folder / f"run-{scale:g}-{device}"
     planted: tuple[float, float] | None = None
     if not data.exists():
         planted = command("synth", "--preset", "paper", "--scale", f"{scale:g}", "--out", data)
@@ -61,8 +63,9 @@ def whole(scale: float, folder: Path) -> dict[str, Any]:
     )
     (data / "whole.toml").write_text(configuration.dump(settings))
     seconds, memory = command(
-        "fit", data / "whole.toml", "--only", "cat_art", "--threads", str(N_THREADS), "--out", run
-    )
+        "fit", data / "whole.toml", "--only", "cat_art", "--threads", str(threads), "--out", run,
+        "--device", device,
+    )  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())["models"]["cat_art"]
     stages: dict[str, float] = {}
@@ -74,7 +77,7 @@ def whole(scale: float, folder: Path) -> dict[str, Any]:
         held = max(peak for name, peak in peaks.items() if name.split("/")[0] == stage)
         print(f"  {stage:<12}{took:>9.1f} s   up to {held:.2f} GB")
     return {
-        "scale": scale, "seconds": round(seconds, 1), "peak_gb": round(memory, 2),
+        "scale": scale, "device": device, "seconds": round(seconds, 1), "peak_gb": round(memory, 2),
         "stages": stages, "peaks": peaks, "planted": planted,
         "ndcg@10": {name: round(found["ndcg@10"], 5) for name, found in metrics.items()},
     }  # fmt: skip
@@ -148,16 +151,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="both parts on a thousandth")
     parser.add_argument("--scale", type=float, default=1.0, help="of the whole experiment")
     parser.add_argument("--out", type=Path, help="new or kept folder for data and run")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the first part alone")
+    parser.add_argument("--threads", type=int, default=N_THREADS, help="of the first part")
     wanted = parser.parse_args()
-    install_peers()
+    if wanted.device == "cpu":
+        install_peers()
     with tempfile.TemporaryDirectory() as scratch:
         folder = wanted.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         scale, alone_scale, runs = (0.001, 0.001, 1) if wanted.quick else (wanted.scale, 0.02, 3)
-        found = alone(alone_scale, folder, runs)
-        found |= {"whole": whole(scale, folder)}
-    versions = {name: version(name) for name in (OURS, "polars", "implicit", "torch", "numba")}
-    print(json.dumps({"name": "whole", **found, "threads": N_THREADS, "versions": versions}))
+        # the peer has no part that computes on a GPU
+        found = alone(alone_scale, folder, runs) if wanted.device == "cpu" else {}
+        found |= {"whole": whole(scale, folder, wanted.device, wanted.threads)}
+    names = (OURS, "polars", "torch", "numba", *(["implicit"] if wanted.device == "cpu" else []))
+    versions = {name: version(name) for name in names}
+    print(json.dumps({"name": "whole", **found, "threads": wanted.threads, "versions": versions}))
 
 
 if __name__ == "__main__":
