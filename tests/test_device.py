@@ -68,6 +68,14 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(monkeypatch):
         raise AssertionError
 
 
+def test_a_gpu_without_triton_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(device, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="install the package triton"), computing_on("cuda"):
+        raise AssertionError
+
+
 def test_too_little_memory_there_is_one_clear_line(on_gpu):
     with (
         pytest.raises(ConfigError, match=r"memory of cuda does not suffice \(CUDA out of memory\)"),

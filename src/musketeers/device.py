@@ -7,6 +7,7 @@ run and not handed through it.
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from musketeers.errors import ConfigError
@@ -61,5 +62,10 @@ def _found(name: str) -> "torch.device | None":
     if int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0"
+        )
+    if find_spec("triton") is None:
+        raise ConfigError(
+            f"device is {name!r}, but Triton is not here, which torch for GPUs brings on Linux; "
+            "install the package triton, or leave out the device"
         )
     return torch.device(name)
