@@ -118,9 +118,10 @@ def test_attention_need_not_be_what_helps(run):
 
 
 @pytest.mark.parametrize("kind", ["run", "cat_art"])
-def test_of_very_many_test_users_some_are_enough(kind, request, monkeypatch):
+@pytest.mark.parametrize(("bound", "number"), [("MOST_USERS", 50), ("_MOST_LISTS", 101)])
+def test_of_very_many_test_users_some_are_enough(kind, bound, number, request, monkeypatch):
     whole = request.getfixturevalue(kind)
-    monkeypatch.setattr(sources, "MOST_USERS", 50)
+    monkeypatch.setattr(sources, bound, number)
     some = sources.measure(whole, n_threads=1)
     assert some.keys() == whole.hidden.keys()
     for source, domains in some.items():
