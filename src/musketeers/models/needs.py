@@ -109,10 +109,10 @@ def whole_fit(size: Size, *, transfers: bool) -> int:
     """The stages of all domains, measured and saved; stage 1 alone unless it `transfers`.
 
     A table of users for each domain that learned alone, and if it transfers for each that is
-    exchanged, for each that learned from the others, and for what a target is told; three copies of
-    one table in training; and for each pair what ranking must skip and what is written of it.
+    exchanged and for each that learned from the others; three copies of one table in training; and
+    for each pair what ranking must skip and what is written of it.
     """
-    n_tables = size.n_domains * (4 if transfers else 1) + 3
+    n_tables = size.n_domains * (3 if transfers else 1) + 3
     return 2 * TILE_BYTES + _tables(size, n_tables, 6) + 6 * size.n_pairs
 
 
