@@ -5,7 +5,8 @@ would have them change is summed.  The sums are whole numbers, so that the order
 add to them, which no GPU keeps, changes nothing: the same seed gives the same bits.
 
 A program begins at some pair and works through a `share` of them, or to the user's last; the
-random numbers are those of the pair that it begins at.
+random numbers are those of the pair that it begins at.  Kernels are compiled for what their integers
+are divisible by, but for the key's, which is another each epoch.
 
 Needs Triton, which comes with every build of torch for NVIDIA's GPUs.
 """
@@ -119,7 +120,7 @@ def _teach(sums, square_sums, item, step, d, dim: tl.constexpr):
     tl.atomic_add(square_sums + item, (square * ONE).to(tl.int64), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key"])
 @no_type_check
 def train_users(
     of,
@@ -173,7 +174,7 @@ def train_users(
     tl.store(losses + place, loss)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key"])
 @no_type_check
 def train_items(
     of,
