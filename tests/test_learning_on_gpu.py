@@ -1,5 +1,9 @@
 """Stages 1 and 3 on a GPU; where there is none, interpreted."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +130,43 @@ def by_definition(some, n_candidates, *, tunes_users, learns, share=256):
 
 def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from musketeers.pretrain import gpu_kernels
+
+kinds = {
+    "of": "*i64", "rows": "*i64", "begins": "*i64", "share": "i32", "learns": "*i1",
+    "indptr": "*i64", "liked_items": "*i32", "users": "*fp32", "user_squares": "*fp32",
+    "vectors": "*fp32", "slope_sums": "*i64", "items": "*fp32", "sums": "*i64",
+    "square_sums": "*i64", "losses": "*fp32", "n_items": "i32", "learning_rate": "fp32",
+    "regularization": "fp32", "key": "i64",
+}
+fixed = {"dim": 50, "width": 64, "n_candidates": 3, "n_drawn": 4}
+kernel = getattr(gpu_kernels, sys.argv[1])
+names = kernel.arg_names
+source = ASTSource(
+    kernel,
+    {name: kinds.get(name, "constexpr") for name in names},
+    {(names.index(name),): value for name, value in fixed.items()},
+)
+made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+print(len(made.asm["cubin"]), "add.u64" in made.asm["ptx"])
+"""
+
+
+@pytest.mark.parametrize("name", ["train_users", "train_items"])
+def test_what_is_interpreted_here_compiles_for_a_gpu(name):
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE, name]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    size, adds = found.stdout.split()
+    assert int(size) > 10_000
+    assert adds == "True"
 
 
 # --- a turn of stage 1

@@ -5,8 +5,8 @@ would have them change is summed.  The sums are whole numbers, so that the order
 add to them, which no GPU keeps, changes nothing: the same seed gives the same bits.
 
 A program begins at some pair and works through a `share` of them, or to the user's last; the
-random numbers are those of the pair that it begins at.  Kernels are compiled for what their integers
-are divisible by, but for the key's, which is another each epoch.
+random numbers are those of the pair that it begins at.  Kernels are compiled for what integers are
+divisible by, except the key, which is another each epoch.
 
 Needs Triton, which comes with every build of torch for NVIDIA's GPUs.
 """
