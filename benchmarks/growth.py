@@ -98,6 +98,7 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     mpl.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none"})
     figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), constrained_layout=True)
@@ -106,6 +107,8 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
             panel.plot(one["sizes"], one[stage], marker="o", markersize=3, label=stage)
         panel.plot(one["sizes"], one["peak_gb"], "k--", linewidth=1, label="peak memory, GB")
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds")
+        panel.set_xticks(one["sizes"], list(map(EngFormatter(sep=""), one["sizes"])))
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(file, metadata={"Date": None})

@@ -403,7 +403,7 @@ def test_a_folder_that_holds_something_is_kept(tmp_path):
 
 
 def test_nothing_ranks_better_than_the_ideal(tmp_path):
-    options = {"domains": 2, "users": 1000, "items": 300, "pairs": 40_000, "threads": 1}
+    options = {"domains": 2, "users": 1000, "items": 300, "pairs": 60_000, "threads": 1}
     written = synth(tmp_path / "data", seed=3, **options)
     asked = {"pop": written.settings, "smf": written.settings, "ideal": written.ideal}
     found = {}
