@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -533,3 +536,46 @@ def test_one_common_scale_of_a_source_makes_no_difference(three):
     assert bits(transferred(three, told=louder, max_epochs=2)) == bits(
         transferred(three, max_epochs=2)
     )
+
+
+STEP = """
+import hashlib
+import numpy as np
+from musketeers.art import network
+from musketeers.art.network import Everybody, Weights
+from musketeers.data.interactions import Interactions
+
+rng = np.random.default_rng(0)
+
+def some(*shape):
+    return 0.1 * rng.standard_normal(shape, dtype=np.float32)
+
+n, dim, n_items = 300, 64, 200
+everybody = Everybody(some(n, 3, dim), rng.random((n, 3)) < 0.7, some(n, dim), 1, np.array([0, 2]))
+square = (dim, dim)
+weights = Weights(some(2, *square), some(2, dim), some(*square), some(dim), *(
+    some(*square) for _ in range(4)), some(dim), some(dim))
+pairs = Interactions.from_pairs(
+    *np.nonzero(rng.random((n, n_items)) < 0.1), n_users=n, n_items=n_items)
+alone, items, seen = some(n, dim), some(n_items, dim), rng.random(n) < 0.9
+loss, slopes = network.learn(
+    weights, everybody, rng.permutation(n), seen, 0.125, np.ones((n, 2), np.float32), alone,
+    alone.mean(0), np.float32(0.7), np.full(n, 0.01, np.float32), seen, pairs.indptr, pairs.items,
+    items, np.full(n_items, 0.1, np.float32), np.zeros(n_items, np.bool_), np.float32(0.1),
+    np.float32(0.01), 4, np.uint64(5))
+print(loss, hashlib.sha256(b"".join(a.tobytes() for a in (items, *slopes))).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_compiled_just_now_or_long_ago_is_bitwise_the_same(tmp_path):
+    """A first run must be repeated by a second one, which finds everything compiled."""
+    where = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", STEP], env=where, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert first == second
+    assert list(tmp_path.rglob("*.nbc"))

@@ -15,9 +15,12 @@ from numba import njit
 from musketeers.instructions import ask
 from musketeers.pretrain.kernels import train_items
 
+# All in one piece: of a function that is called and not compiled into its caller there may be two
+# versions, rounding differently, and which is taken depends on whether it came from the cache.
 _compiled = njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
-)
+    nogil=True, cache=True, error_model="numpy", forceinline=True,
+    fastmath={"reassoc", "contract", "arcp", "nsz"},
+)  # fmt: skip
 
 
 class Weights(NamedTuple):

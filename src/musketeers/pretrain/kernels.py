@@ -277,7 +277,8 @@ def train_common_users(
     return loss + np.log(factors)
 
 
-@_loop
+# within stage 3's step, too
+@_part
 @no_type_check
 def train_items(
     order,
