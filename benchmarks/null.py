@@ -93,7 +93,7 @@ def measured(name: str, seed: int, asked: argparse.Namespace) -> dict[str, dict[
         alone = smf(splits, config, unwatched, n_threads=n_threads)
         task = as_a_fit_learns(Task(splits, looked_at, config, alone, **options))
         config, alone = task.config, task.alone
-        made = cat_art(splits, config, unwatched, n_threads=n_threads, done=alone)
+        made = cat_art(splits, config, unwatched, n_threads=n_threads, done=Models(alone))
         told = choices(splits, made, config, unwatched, **options)
         own = choices(splits, Models(made.alone), config, unwatched, **options)
         for domain, whole in splits.items():

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
 from musketeers.errors import ArtifactError
+from musketeers.tensor_files import HEADER_LIMIT, Parts, bytes_of, in_parts
 
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer folder."""
@@ -35,17 +36,11 @@ DRAFT_PREFIX = ".saving-"
 """How the names of unfinished files and folders begin; a killed writer leaves them behind."""
 
 _MANIFEST_LIMIT = 1 << 20
-_HEADER_LIMIT = 1 << 16
-_TYPES = ("U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
-"""The names that safetensors has for types, in the order in which their arrays lie."""
 _NO_ROOM = {
     errno.ENOSPC: "disk is full",
     errno.EDQUOT: "disk quota is used up",
     errno.EFBIG: "file is larger than this system allows",
 }
-
-_Parts = Sequence[bytes | np.ndarray]
-"""A file's contents, one after the other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +87,7 @@ def save(
     Raises `ArtifactError` if `folder` already holds something, if an argument breaks
     these rules, or if the disk is full or refuses.
     """
-    contents: dict[str, _Parts] = {TENSORS: _in_parts(folder, tensors)}
+    contents: dict[str, Parts] = {TENSORS: _in_parts(folder, tensors)}
     contents |= {name: [data] for name, data in _named(folder, files or {}).items()}
     manifest = _manifest(folder, kind, about, contents)
     with new_folder(folder) as draft:
@@ -145,7 +140,7 @@ def load(folder: Path, kind: str) -> Artifact:
         raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from None
     tensors = _parsed(folder / TENSORS, contents.pop(TENSORS))
     for name, array in tensors.items():
-        _check_tensor(folder / TENSORS, name, array)
+        check_tensor(folder / TENSORS, name, array)
     return Artifact(tensors, manifest.about, contents)
 
 
@@ -154,8 +149,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` in the file `path`, replacing it; readers see the old or the new, whole.
+def write_bytes(path: Path, *parts: bytes | np.ndarray) -> None:
+    """Put the `parts` in the file `path`, replacing it; readers see the old or the new, whole.
 
     Missing parent folders are made.  Raises `ArtifactError` if the disk is full or refuses;
     the old file then stands.
@@ -164,11 +159,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = _draft(path)
         try:
-            _write(draft, [data], durable=True)
+            _write(draft, parts, durable=True)
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
+        _sync_folder(path.parent)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put `data` in a new file that its owner alone can read.
+
+    Raises `ArtifactError` if there is a file already, or if the disk is full or refuses.
+    """
+    with writing(path):
+        if os.path.lexists(path):
+            raise ArtifactError(f"{path}: already exists, and is kept; choose another place")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, [data], durable=True, mode=0o600)
         _sync_folder(path.parent)
 
 
@@ -191,44 +199,16 @@ def writing(path: Path) -> Generator[None]:
         ) from None
 
 
-def _in_parts(folder: Path, tensors: Mapping[str, np.ndarray]) -> _Parts:
-    """A file in the format of safetensors: its header, then the arrays' own memory.
-
-    The library itself writes what it has copied, twice, which takes gigabytes more than the arrays
-    of a large run.
-    """
+def _in_parts(folder: Path, tensors: Mapping[str, np.ndarray]) -> Parts:
     for name, array in tensors.items():
-        _check_tensor(folder, name, array)
-    # wide numbers first, as the library does: each array then starts at a multiple of its width
-    order = sorted(tensors, key=lambda name: (_TYPES.index(_type(tensors[name])), name))
-    header: dict[str, Any] = {}
-    start = 0
-    for name in order:
-        array = tensors[name]
-        place = [start, start + array.nbytes]
-        header[name] = {"dtype": _type(array), "shape": array.shape, "data_offsets": place}
-        start += array.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > _HEADER_LIMIT:
+        check_tensor(folder, name, array)
+    head, *arrays = in_parts(tensors)
+    if len(head) - 8 > HEADER_LIMIT:
         raise ArtifactError(
-            f"{folder}: the names and shapes of {len(tensors)} tensors take {len(text)} bytes, "
-            f"more than {_HEADER_LIMIT}; save fewer, larger tensors"
+            f"{folder}: the names and shapes of {len(tensors)} tensors take {len(head) - 8} bytes, "
+            f"more than {HEADER_LIMIT}; save fewer, larger tensors"
         )
-    return [len(text).to_bytes(8, "little") + text, *(tensors[name] for name in order)]
-
-
-def _type(array: np.ndarray) -> str:
-    kind = array.dtype.kind
-    return "BOOL" if kind == "b" else f"{kind.upper()}{8 * array.dtype.itemsize}"
-
-
-def _bytes_of(part: bytes | np.ndarray) -> memoryview:
-    """As they are in a file: in C order, the low byte first."""
-    if isinstance(part, bytes):
-        return memoryview(part)
-    plain = np.asarray(part, dtype=part.dtype.newbyteorder("<"), order="C")
-    return plain.reshape(-1).view(np.uint8).data
+    return [head, *arrays]
 
 
 def _named(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -242,7 +222,7 @@ def _named(folder: Path, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
 
 
 def _manifest(
-    folder: Path, kind: str, about: Mapping[str, Any], contents: Mapping[str, _Parts]
+    folder: Path, kind: str, about: Mapping[str, Any], contents: Mapping[str, Parts]
 ) -> bytes:
     listed = {name: _listed(parts) for name, parts in contents.items()}
     whole = {"format": FORMAT, "kind": kind, "about": dict(about), "files": listed}
@@ -261,9 +241,9 @@ def _manifest(
     return data
 
 
-def _listed(parts: _Parts) -> dict[str, Any]:
+def _listed(parts: Parts) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    for part in map(_bytes_of, parts):
+    for part in map(bytes_of, parts):
         digest.update(part)
         size += part.nbytes
     return {"sha256": digest.hexdigest(), "bytes": size}
@@ -349,15 +329,16 @@ def _read(path: Path, *, limit: int) -> bytes:
 
 
 def _parsed(path: Path, data: bytes) -> dict[str, np.ndarray]:
-    if (size := int.from_bytes(data[:8], "little")) > _HEADER_LIMIT:
-        raise _damaged(path, f"has a header of {size} bytes, more than {_HEADER_LIMIT}")
+    if (size := int.from_bytes(data[:8], "little")) > HEADER_LIMIT:
+        raise _damaged(path, f"has a header of {size} bytes, more than {HEADER_LIMIT}")
     try:
         return parse_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, f"is not a readable safetensors file ({error})") from None
 
 
-def _check_tensor(path: Path, name: str, array: np.ndarray) -> None:
+def check_tensor(path: Path | str, name: str, array: np.ndarray) -> None:
+    """Raise `ArtifactError` for a type that is not saved, and for NaN and infinity."""
     # a float of more than 64 bits is another one on every kind of machine
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise ArtifactError(
@@ -398,10 +379,10 @@ def _draft(place: Path) -> Path:
     return place.parent / f"{DRAFT_PREFIX}{uuid.uuid4().hex}"
 
 
-def _write(path: Path, parts: _Parts, *, durable: bool) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _write(path: Path, parts: Parts, *, durable: bool, mode: int = 0o666) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        for left in map(_bytes_of, parts):
+        for left in map(bytes_of, parts):
             while left:
                 left = left[os.write(handle, left) :]
         if durable:

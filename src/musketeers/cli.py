@@ -7,12 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from musketeers.parties import commands as parties
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+app.add_typer(parties.app, name="party")
 
 Format = Literal["table", "json", "csv", "parquet"]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The run's settings.")]
@@ -36,6 +40,13 @@ NewRun = Annotated[Path, typer.Option(metavar="NEW", help="The folder to write; 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run, to the same result.")
 ]
+SecretKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--secret", metavar="KEYFILE",
+        help="The key that the run's data were read with, if its users have pseudonyms.",
+    ),
+]  # fmt: skip
 Sampled = Annotated[
     bool,
     typer.Option(
@@ -232,6 +243,7 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Also items that the user already has.")
     ] = False,
+    secret: SecretKey = None,
 ) -> None:
     """Recommend the best items of one domain to some users.
 
@@ -244,8 +256,10 @@ def recommend(
     from musketeers.report import answers
 
     model = answers.model_of(run)
-    ids = answers.typed_ids(user, model.users)
+    ids = answers.asked_for(user, model.users, secret)
     rows = model.recommend(domain, ids, k, exclude_seen=not include_seen)
+    if secret:
+        rows = answers.as_typed(rows, user, ids)
     answers.write(rows, form, out)
     answers.note_strangers(rows)
 
@@ -263,6 +277,7 @@ def explain(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write to FILE, not to stdout.")
     ] = None,
+    secret: SecretKey = None,
 ) -> None:
     """Tell which other domains helped one, by hiding each of them from what serves it.
 
@@ -280,8 +295,10 @@ def explain(
 
     found = run_files.open_run(run)
     if user:
-        ids = answers.typed_ids(user, found.recommender.users)
+        ids = answers.asked_for(user, found.recommender.users, secret)
         rows = sources.Explainer.of(found, domain).explain(ids, k)
+        if secret:
+            rows = answers.as_typed(rows, user, ids)
     else:
         rows = sources.helped(found, domain)
     answers.write(rows, form, out)

@@ -35,8 +35,12 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the interactions are and which of them count."""
 
-    domains: dict[str, str]
-    """Domain name -> a Parquet or CSV file (also .csv.gz), a folder of them, or a glob."""
+    domains: dict[str, str] = {}
+    """Domain name -> a Parquet or CSV file (also .csv.gz), a folder of them, or a glob.  May be
+    left out where the domains are parties that read their own (`parties`)."""
+    secret: str | None = None
+    """A file with a key (`musketeers party secret`): users are known by pseudonyms under it, from
+    reading on."""
     user: Column = "user_id"
     """Column of the user ids: one name for all domains, or a table with one per domain."""
     item: Column = "item_id"
@@ -51,8 +55,6 @@ class DataConfig(_Section):
     @field_validator("domains")
     @classmethod
     def _names_are_safe(cls, domains: dict[str, str]) -> dict[str, str]:
-        if not domains:
-            raise ValueError("no domain is given; name at least one file")
         seen: dict[str, str] = {}
         for name in domains:
             check_domain_name(name)
@@ -71,7 +73,8 @@ class DataConfig(_Section):
     def _columns_cover_domains(self) -> Self:
         for role in ("user", "item", "timestamp"):
             names = getattr(self, role)
-            if isinstance(names, dict) and (wrong := set(names) ^ set(self.domains)):
+            missing = self.domains and isinstance(names, dict)
+            if missing and (wrong := set(names) ^ set(self.domains)):
                 raise ValueError(
                     f"{role} must name one column for each domain; check {', '.join(sorted(wrong))}"
                 )
@@ -212,22 +215,46 @@ class ChoiceConfig(_Section):
     users by how many domains know them."""
 
 
+class PartiesConfig(_Section):
+    """Domains that do not pool their data: who they are, and whose signatures count."""
+
+    coordinator: str
+    """The public key of who aligns, as `musketeers party key` prints it."""
+    domains: dict[str, str]
+    """Domain name -> the party's public key; the order is that of what they share."""
+
+    @field_validator("domains")
+    @classmethod
+    def _several(cls, domains: dict[str, str]) -> dict[str, str]:
+        for name in domains:
+            check_domain_name(name)
+        return domains
+
+
 class RunConfig(_Section):
     """A whole run, as one TOML file."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dim: Annotated[int, Field(ge=1, le=4096)] = 64
     """Width of every user and item embedding."""
-    data: DataConfig
+    data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     pretrain: PretrainConfig = PretrainConfig()
     cat: CatConfig = CatConfig()
     art: ArtConfig = ArtConfig()
     choice: ChoiceConfig = ChoiceConfig()
+    parties: PartiesConfig | None = None
+
+    @model_validator(mode="after")
+    def _there_are_domains(self) -> Self:
+        if not self.data.domains and not self.parties:
+            raise ValueError("data.domains: no domain is given; name at least one file")
+        return self
 
     @model_validator(mode="after")
     def _every_domain_has_a_stage_1(self) -> Self:
-        names, methods = set(self.data.domains), self.pretrain.method
+        names = set(self.data.domains or (self.parties.domains if self.parties else ()))
+        methods = self.pretrain.method
         if isinstance(methods, dict) and (wrong := names ^ set(methods)):
             raise ValueError(
                 "pretrain.method must name one method for each domain; "
@@ -316,6 +343,34 @@ def _keys(path: tuple[int | str, ...]) -> list[str]:
             return []
         section = kind
     return list(section.model_fields)
+
+
+def of_party(config: RunConfig, domain: str, data: str | None = None) -> RunConfig:
+    """The settings of one domain by itself, with its `data`, if any are given, in place of its own.
+
+    Raises `ConfigError` if it is none of the parties, or has no data.
+    """
+    if config.parties is None or domain not in config.parties.domains:
+        names = ", ".join(config.parties.domains) if config.parties else "none is"
+        raise ConfigError(
+            f"domain {domain!r} is no party of these settings ({names}); add it and its public key "
+            "under [parties.domains]"
+        )
+    data = data or config.data.domains.get(domain)
+    if data is None:
+        raise ConfigError(f"domain {domain!r} has no data; name them (--data FILE)")
+    columns = {f"data.{r}": config.data.column(r, domain) for r in ("user", "item", "timestamp")}
+    given = {name: one for name, one in config.pretrain.given.items() if name == domain}
+    method = config.pretrain.method if config.pretrain.method == "auto" else None
+    return changed(
+        config,
+        {
+            "data.domains": {domain: data},
+            **columns,
+            "pretrain.given": given,
+            "pretrain.method": method or config.pretrain.method_of(domain),
+        },
+    )
 
 
 def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

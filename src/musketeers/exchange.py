@@ -42,7 +42,8 @@ class UserEmbeddings:
         values = np.empty((n_users, len(tables), dim), np.float32)
         lengths = np.ones(len(tables), np.float32)
         for n, table in enumerate(tables.values()):
-            values[:, n] = table * present[:, n, None]
+            # not a product with 0, whose sign would tell what is not there
+            values[:, n] = np.where(present[:, n, None], table, np.float32(0))
             norms = np.linalg.norm(values[:, n], axis=1)
             mean = norms.sum(dtype=np.float64) / max(int(present[:, n].sum()), 1)
             lengths[n] = mean if mean > 0 else 1
@@ -64,6 +65,13 @@ class UserEmbeddings:
     def of(self, users: Int[np.ndarray, " row"]) -> "UserEmbeddings":
         """The same domains and unit, with these users alone."""
         return UserEmbeddings(self.domains, self.values[users], self.known[users], self.lengths)
+
+    def placed(self, rows: Int[np.ndarray, " user"], *, n_users: int) -> "UserEmbeddings":
+        """The same users at these `rows` of `n_users`; all others are known nowhere."""
+        values = np.zeros((n_users, *self.values.shape[1:]), np.float32)
+        known = np.zeros((n_users, self.known.shape[1]), np.bool_)
+        values[rows], known[rows] = self.values, self.known
+        return UserEmbeddings(self.domains, values, known, self.lengths)
 
     def beside(self, name: str, values: Float32[np.ndarray, "user dim"]) -> "UserEmbeddings":
         """One source more, which knows everybody whom any domain knows."""

@@ -1,12 +1,12 @@
 """CAT-ART from end to end.  Read this file first: it is the method's table of contents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from musketeers.art.train import Transferred, served, transfer
 from musketeers.cat.train import Aligned, align
@@ -34,9 +34,28 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Models:
     """What the stages made, by domain; what was not asked for is empty."""
 
-    alone: Mapping[str, Pretrained]
+    alone: Mapping[str, Pretrained] = field(default_factory=dict[str, Pretrained])
     aligned: Aligned | None = None
     transferred: Mapping[str, Transferred] = field(default_factory=dict[str, Transferred])
+    shared: UserEmbeddings | None = None
+    """What the domains told each other, where some of them are not here; else it follows."""
+
+    def told(self, splits: Mapping[str, Split]) -> UserEmbeddings:
+        """What the domains told each other."""
+        return self.shared or exchanged(splits, self.alone)
+
+    def known_elsewhere(
+        self, target: str, hidden: Sequence[str] = ()
+    ) -> Bool[np.ndarray, " user"] | None:
+        """Whom domains know that are not here and not `hidden`; None if all are here."""
+        if self.shared is None:
+            return None
+        names = self.shared.domains
+        others = [n for n, name in enumerate(names) if name not in (target, *hidden)]
+        return np.logical_or.reduce(self.shared.known[:, others], axis=1)
+
+
+_NO_MODELS = Models()
 
 
 def cat_art(
@@ -46,24 +65,26 @@ def cat_art(
     *,
     n_threads: int,
     given: Mapping[str, Given] = _NOTHING,
-    done: Mapping[str, Pretrained] = _NOTHING,
+    done: Models = _NO_MODELS,
 ) -> Models:
-    """Every domain's model before and after it learned from the others."""
-    # 1. Pretrain: every domain learns alone, unless it has already (`done`).
-    learning = {name: split for name, split in splits.items() if name not in done}
-    learned = {**done, **smf(learning, config, jobs, n_threads=n_threads, given=given)}
-    alone = {name: learned[name] for name in splits}
+    """Every domain's model before and after it learned from the others.
+
+    What is `done` already, here or by other parties, is taken as it is.
+    """
+    # 1. Pretrain: every domain learns alone.
+    learning = {name: split for name, split in splits.items() if name not in done.alone}
+    learned = {**done.alone, **smf(learning, config, jobs, n_threads=n_threads, given=given)}
+    made = replace(done, alone={name: learned[name] for name in splits})
 
     # 2. Exchange: the users' embeddings leave the domains, and nothing else does.
-    shared = exchanged(splits, alone)
+    shared = made.told(splits)
 
     # 3. Align, one for all: CAT finds what of a user is the same everywhere.
-    job = jobs("cat", None, config.cat.max_epochs)
-    aligned = align(shared, config.cat, Seed(config.seed).child("cat"), job, n_threads=n_threads)
+    aligned = done.aligned or one_for_all(shared, config, jobs, n_threads=n_threads)
 
     # 4. Transfer, all for one: ART lets each domain take from the others what helps it.
-    transferred = art(splits, alone, shared, aligned.users, config, jobs, n_threads=n_threads)
-    return Models(alone, aligned, transferred)
+    transferred = art(splits, made.alone, shared, aligned.users, config, jobs, n_threads=n_threads)
+    return replace(made, aligned=aligned, transferred=transferred)
 
 
 def smf(
@@ -93,6 +114,14 @@ def exchanged(splits: Mapping[str, Split], alone: Mapping[str, Pretrained]) -> U
     """What the domains tell each other."""
     known = {name: split.train.known_users() for name, split in splits.items()}
     return UserEmbeddings.collect({name: alone[name].factors.users for name in splits}, known)
+
+
+def one_for_all(
+    shared: UserEmbeddings, config: RunConfig, jobs: Jobs, *, n_threads: int
+) -> Aligned:
+    """What CAT makes of what the domains tell."""
+    job = jobs("cat", None, config.cat.max_epochs)
+    return align(shared, config.cat, Seed(config.seed).child("cat"), job, n_threads=n_threads)
 
 
 def art(
@@ -127,7 +156,7 @@ def choices(
     max_bytes: int,
 ) -> dict[str, Chosen]:
     """Beyond the paper: what each domain is served, its own best model or a better told one."""
-    seed, shared = Seed(config.seed), exchanged(splits, made.alone)
+    seed, shared = Seed(config.seed), made.told(splits)
     looked_at = validations(splits, seed, n_threads=n_threads)
     found: dict[str, Chosen] = {}
     for name, split in splits.items():

@@ -51,6 +51,8 @@ class DomainModel:
     """Whether `scorer` scores other users too, by what the domains that know them tell of them."""
     cold: Factors | None = None
     """What scores such users in its place."""
+    elsewhere: Bool[np.ndarray, " user"] | None = None
+    """Whom domains know that are not part of the recommender, if there are such."""
 
     @classmethod
     def of(
@@ -61,11 +63,12 @@ class DomainModel:
         train: Interactions,
         transfers: bool,
         cold: Factors | None = None,
+        elsewhere: Bool[np.ndarray, " user"] | None = None,
     ) -> "DomainModel":
         """The model `scorer`, trained on `train`, of `domain`; `Recommender.of` checks it."""
         pairs = domain.pairs
-        known = train.known_users()
-        return cls(domain.items, scorer, pairs, popularity(pairs), known, transfers, cold)
+        known, popular = train.known_users(), popularity(pairs)
+        return cls(domain.items, scorer, pairs, popular, known, transfers, cold, elsewhere)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,8 +239,11 @@ class Recommender:
         """Each user's place in `STRATEGIES`."""
         fitted = rows >= 0
         anywhere = np.zeros(len(rows), dtype=np.bool_)
-        for other in self.domains.values() if model.transfers or model.cold else ():
-            anywhere |= other.known[rows] & fitted
+        if model.transfers or model.cold:
+            for other in self.domains.values():
+                anywhere |= other.known[rows] & fitted
+            if model.elsewhere is not None:
+                anywhere |= model.elsewhere[rows] & fitted
         here = model.known[rows] & fitted
         return np.select([here, anywhere], [_PERSONALISED, _CROSS_DOMAIN], _POPULAR).astype(np.int8)
 
@@ -337,9 +343,11 @@ def _disagreement(model: DomainModel, *, n_users: int) -> str | None:
         return fault
     if fault := _scorers_fault(parts, n_users=n_users, n_items=n_items):
         return fault
+    n_elsewhere = n_users if model.elsewhere is None else len(model.elsewhere)
     sizes = (
         (f"{n_users} users", n_users, "rows of seen items", seen.n_users),
         (f"{n_users} users", n_users, "marks of known users", len(model.known)),
+        (f"{n_users} users", n_users, "marks of users known elsewhere", n_elsewhere),
         (f"{n_items} items", n_items, "items that users may have seen", seen.n_items),
     )
     for whole, wanted, part, found in sizes:
@@ -356,6 +364,8 @@ _LAYOUT: Layout = {
 }
 """Each domain's arrays beside those of its scorer.  Popularity is counted anew from `seen`."""
 
+_ELSEWHERE = "elsewhere"
+"""The name of the array of `DomainModel.elsewhere`, where there is one."""
 _COLD = "cold/"
 """What the names of the arrays of `DomainModel.cold` begin with, where there are any."""
 
@@ -364,7 +374,8 @@ def _layout(names: Mapping[str, object]) -> Layout:
     """What the arrays of a domain among which these are should be."""
     new = scorers.layout({}) if any(name.startswith(_COLD) for name in names) else {}
     new = {f"{_COLD}{name}": kind for name, kind in new.items()}
-    return {**scorers.layout(names), **_LAYOUT, **new}
+    told: Layout = {_ELSEWHERE: (np.bool_, 1)} if _ELSEWHERE in names else {}
+    return {**scorers.layout(names), **_LAYOUT, **told, **new}
 
 
 def _of_cold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -387,6 +398,7 @@ def _arrays(model: DomainModel) -> dict[str, np.ndarray]:
     return {
         **scorers.arrays(model.scorer),
         **dict(zip(_LAYOUT, own, strict=True)),
+        **({} if model.elsewhere is None else {_ELSEWHERE: model.elsewhere}),
         **{f"{_COLD}{name}": array for name, array in new.items()},
     }
 
@@ -443,7 +455,8 @@ def _domain_model(folder: Path, found: Artifact, name: str, *, n_users: int) -> 
     known, transfers = tensors["known"], bool(tensors["transfers"])
     new = _of_cold(tensors)
     cold = Factors(new["users"], new["items"]) if new else None
-    return DomainModel(items, scorer, pairs, popularity(pairs), known, transfers, cold)
+    elsewhere = tensors.get(_ELSEWHERE)
+    return DomainModel(items, scorer, pairs, popularity(pairs), known, transfers, cold, elsewhere)
 
 
 def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:

@@ -105,7 +105,7 @@ class RunResult:
     that source hidden from what serves the domain, and ``kept@10``, the share of their ten items
     that stay.  A domain that is told nothing, or whose model cannot be told less (`sources.check`),
     has none."""
-    stages: Models = field(default_factory=lambda: Models({}))
+    stages: Models = field(default_factory=Models)
     """What the stages made, as far as it was kept; sources are hidden from it."""
 
     update: Metrics = field(default_factory=dict[str, Mapping[str, PerUser]])

@@ -3,6 +3,7 @@
 data/               which pair is for train, valid and test; the overlap report
 pretrain/DOMAIN/    stage 1: embeddings, Adagrad sums, history
 cat/                stage 2: the network, the global user embeddings, their length, history
+exchange/           what the domains told each other, where some of them are not here
 art/DOMAIN/         stage 3: embeddings, the network, whether it was kept, mean attention, history
 choice/             what each domain's own best model reached, what the best told one
 fit/                of a model fitted by itself: tries, histories, mean attention
@@ -39,6 +40,7 @@ from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
+from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import Candidate
 from musketeers.heads.choice import GroupVerdict, Verdict
 from musketeers.models.tuning import Try
@@ -152,6 +154,9 @@ def _save_stages(path: Path, models: Models) -> None:
             "history": _json(alone.history),
         }
         _keep(path / "pretrain" / name, "pretrain", tensors, about)
+    if shared := models.shared:
+        tensors = {"values": shared.values, "known": shared.known, "lengths": shared.lengths}
+        _keep(path / "exchange", "exchange", tensors, {"domains": list(shared.domains)})
     if aligned := models.aligned:
         tensors = {"users": aligned.users, **aligned.weights}
         about = {"length": aligned.length, "history": _json([aligned.history])}
@@ -272,7 +277,14 @@ def _load_stages(path: Path, recommender: Recommender) -> Models:
             transferred[name] = Transferred(
                 factors, found.about["kept"], found.about["attention"], weights, history
             )
-    return Models(alone, _load_aligned(path / "cat"), transferred)
+    return Models(alone, _load_aligned(path / "cat"), transferred, _load_shared(path / "exchange"))
+
+
+def _load_shared(folder: Path) -> UserEmbeddings | None:
+    if not folder.exists():
+        return None
+    found = artifacts.load(folder, "exchange")
+    return UserEmbeddings(tuple(found.about["domains"]), **found.tensors)
 
 
 def _load_aligned(folder: Path) -> Aligned | None:

@@ -346,8 +346,8 @@ class Data:
     splits: Mapping[str, Split]
     given: Mapping[str, Given] = field(default_factory=dict[str, Given])
     """Vectors made elsewhere, of the domains that bring theirs."""
-    alone: Mapping[str, Pretrained] = field(default_factory=dict[str, Pretrained])
-    """Stage 1 of the domains that need not learn it anew."""
+    done: Models = field(default_factory=Models)
+    """What need not be made anew."""
     costs: Mapping[str, Cost] = field(default_factory=dict[str, Cost])
     """What reading and splitting took."""
 
@@ -536,11 +536,11 @@ def _train(
         *staged, last = measured
         if n_tries > 1 or (not staged and last not in STAGED):
             return _one(last, config, data, n_tries, jobs)
-        stages = Models({})
+        stages = Models()
         if "cat_art" in measured:
             stages = cat_art(
                 data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given,
-                done=data.alone,
+                done=data.done,
             )  # fmt: skip
         elif "smf" in measured:
             alone = smf(data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given)
@@ -639,6 +639,7 @@ def _result(
             train=data.splits[name].train,
             transfers=served[name].transfers,
             cold=served[name].cold,
+            elsewhere=fits.stages.known_elsewhere(name),
         )
         for name, domain in data.domains.domains.items()
     }

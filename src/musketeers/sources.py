@@ -28,7 +28,7 @@ from musketeers.heads.candidates import Candidate
 from musketeers.heads.gate import Gated, Model
 from musketeers.models.registry import MODELS
 from musketeers.parallel import libraries_on_one_thread
-from musketeers.pipeline import exchanged, new_here, served_with
+from musketeers.pipeline import new_here, served_with
 from musketeers.ranking import Factors, top_k
 from musketeers.recommender import STRATEGIES, Recommender, asked
 from musketeers.results import Metrics, RunResult
@@ -182,7 +182,7 @@ def helped(run: RunResult, domain: str) -> pl.DataFrame:
 def measure(run: RunResult, *, n_threads: int) -> Metrics:
     """What `RunResult.hidden` holds; domains that `check` refuses have none."""
     found: dict[str, dict[str, PerUser]] = {}
-    shared = exchanged(run.splits, run.stages.alone) if run.stages.aligned else None
+    shared = run.stages.told(run.splits) if run.stages.aligned else None
     for domain, split in run.splits.items():
         served = _told(run, domain).get(_PERSONALISED)
         if served is None or _fault(run, domain, served):
@@ -224,13 +224,16 @@ def without(run: RunResult, domain: str, *sources: str) -> Recommender:
     served = run.recommender
     silent = {
         name: replace(served.model(name), known=np.zeros(len(served.users), np.bool_))
-        for name in sources
+        for name in set(sources) & set(served.domains)
     }
+    if unknown := set(sources) - set(_others(run, domain)):
+        served.model(min(unknown))
     model = served.domains[domain]
     with libraries_on_one_thread():
         scorer = _retold(run, domain, _PERSONALISED, model.scorer, sources)
         cold = _retold(run, domain, _CROSS_DOMAIN, model.cold, sources) if model.cold else None
-    changed = replace(model, scorer=scorer, cold=cast(Factors | None, cold))
+    elsewhere = run.stages.known_elsewhere(domain, sources)
+    changed = replace(model, scorer=scorer, cold=cast(Factors | None, cold), elsewhere=elsewhere)
     return replace(served, domains={**served.domains, **silent, domain: changed})
 
 
@@ -254,7 +257,8 @@ def check(run: RunResult, domain: str) -> None:
 
 
 def _others(run: RunResult, domain: str) -> list[str]:
-    return [name for name in run.splits if name != domain]
+    shared = run.stages.shared
+    return [name for name in (shared.domains if shared else run.splits) if name != domain]
 
 
 def _told(run: RunResult, domain: str) -> dict[str, Candidate]:
@@ -312,7 +316,7 @@ def _retold(
             model = without_inputs(model, slice(start, start + dim))
         aligned = run.stages.aligned
         if sources and strategy == _PERSONALISED and run.config.choice.global_embedding and aligned:
-            shared = exchanged(run.splits, run.stages.alone).hidden(*sources)
+            shared = run.stages.told(run.splits).hidden(*sources)
             known = shared.known.any(axis=1, keepdims=True)
             start = own + dim * len(_others(run, domain))
             told = np.float32(served.source_weight if served else 0) * known * aligned.of(shared)
@@ -321,7 +325,7 @@ def _retold(
         vectors = _served_some(*some, sources, domain, run)
         model = vectors if served.weight is None else reblended(model, vectors, served.weight)
     elif served and "cat_art" in parts:
-        everything = exchanged(run.splits, run.stages.alone)
+        everything = run.stages.told(run.splits)
         shared = everything.hidden(*sources) if sources else everything
         if strategy == _CROSS_DOMAIN:
             vectors = new_here(domain, run.splits[domain], run.stages, shared, run.config)
@@ -349,7 +353,7 @@ def _served_some(
 
 
 def _attention(run: RunResult, domain: str) -> Float32[np.ndarray, "user source"]:
-    stages, shared = run.stages, exchanged(run.splits, run.stages.alone)
+    stages, shared = run.stages, run.stages.told(run.splits)
     if stages.aligned is None:
         raise ValueError("there is no stage 2")
     return attention(

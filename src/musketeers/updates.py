@@ -22,6 +22,7 @@ from musketeers.data.readers import ROLES, Reading, Role, Source
 from musketeers.data.splits import split_again
 from musketeers.errors import ConfigError, DataError, RunError, UnknownNameError
 from musketeers.evaluation.evaluate import PerUser, evaluate
+from musketeers.pipeline import Models
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.results import RunResult
@@ -109,6 +110,11 @@ def refresh(
 
 def _updatable(run: Path) -> RunResult:
     found = open_run(run)
+    if found.stages.shared:
+        raise RunError(
+            f"{run}: is one party's, to whom other data came as publications; pretrain on the new "
+            "data, publish and align anew (musketeers party)"
+        )
     models = found.manifest["data"]["models"]
     if models != ",".join(models_to_measure(n_domains=len(found.splits))):
         raise RunError(
@@ -181,8 +187,9 @@ def _updated(
         for name in splits
         if name != domain
     }
+    now = Data(reading.domains, overlap, splits, done=Models(alone), costs={"read": cost})
     fit_data(
-        config, Data(reading.domains, overlap, splits, alone=alone, costs={"read": cost}), out,
+        config, now, out,
         measured=models_to_measure(n_domains=len(splits)), inputs={"updates": _identity(run)},
         resume=resume, n_threads=n_threads, watch=watch, command=command,
         add=partial(_compared, found, domain, rows, references, n_threads),
@@ -281,12 +288,10 @@ def _splits(
 def _carried(
     made: Pretrained, before: Split, now: Split, rows: Int64[np.ndarray, " user_before"]
 ) -> Pretrained:
-    """A domain's stage 1, its users at their new rows; all others get the mean user's vector."""
+    """A domain's stage 1, its users at their new rows."""
     known = before.train.known_users()
-    learned = made.factors.users[known]
-    users = np.tile(learned.mean(axis=0), (now.train.n_users, 1))
-    users[rows[known]] = learned
-    return replace(made, factors=Factors(users, made.factors.items))
+    learned = Factors(made.factors.users[known], made.factors.items)
+    return replace(made, factors=learned).placed(rows[known], n_users=now.train.n_users)
 
 
 def _identity(run: Path) -> str:

@@ -24,7 +24,7 @@ class ContrastiveAutoencoder(nn.Module):
 
     def __init__(self, n_domains: int, dim: int, *, generator: Generator) -> None:
         super().__init__()
-        widths = [n_domains * dim, n_domains * dim, 3 * dim, dim]
+        widths = _widths(n_domains, dim)
         self.encoder = _mlp(widths, generator)
         self.decoder = _mlp(widths[::-1], generator)
         self.pad = nn.Parameter(torch.randn(dim, generator=generator))
@@ -62,6 +62,23 @@ class ContrastiveAutoencoder(nn.Module):
         for parameters, *arrays in zip(groups, *parts, strict=True):
             for parameter, *each in zip(parameters, *arrays, strict=True):
                 parameter.grad = torch.from_numpy(reduce(np.add, each))
+
+
+def shapes(n_domains: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """The parameters of a `ContrastiveAutoencoder` by name, without making one."""
+    found: dict[str, tuple[int, ...]] = {"pad": (dim,)}
+    widths = _widths(n_domains, dim)
+    for part, along in (("encoder", widths), ("decoder", widths[::-1])):
+        for place, (fan_in, fan_out) in enumerate(pairwise(along)):
+            found[f"{part}.{2 * place}.weight"] = (fan_out, fan_in)
+            found[f"{part}.{2 * place}.bias"] = (fan_out,)
+            if place < len(along) - 2:
+                found[f"{part}.{2 * place + 1}.weight"] = (1,)
+    return found
+
+
+def _widths(n_domains: int, dim: int) -> list[int]:
+    return [n_domains * dim, n_domains * dim, 3 * dim, dim]
 
 
 def _groups(part: nn.Sequential) -> list[Sequence[Tensor]]:

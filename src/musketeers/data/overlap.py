@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ _SMALL_OVERLAP = 0.01
 _SWAPPED_SHARE, _SWAPPED_RATIO = 0.2, 4.0
 """Ids in the wrong role: at least this share of them, and so many times those in the right one."""
 _MISSING_NAMES = ("nan", "none", "na", "null")
+_NOWHERE: Mapping[str, Bool[np.ndarray, " user"]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +58,24 @@ class OverlapReport:
         }
 
 
-def overlap_report(reading: Reading) -> OverlapReport:
-    """Sizes, shared users and warnings; each warning is one line with a value and a remedy."""
+def overlap_report(
+    reading: Reading, elsewhere: Mapping[str, Bool[np.ndarray, " user"]] = _NOWHERE
+) -> OverlapReport:
+    """Sizes, shared users and warnings; each warning is one line with a value and a remedy.
+
+    `elsewhere` says whom domains know of which nothing else is told, by name.
+    """
     domains = reading.domains.domains
     known = np.stack([domain.pairs.known_users() for domain in domains.values()])
-    common = np.array([[np.count_nonzero(one & other) for other in known] for one in known])
-    times_known = np.bincount(known.sum(axis=0), minlength=len(domains) + 1)[1:]
+    everywhere = np.stack([*known, *elsewhere.values()])
+    common = np.array([[np.count_nonzero(a & b) for b in everywhere] for a in everywhere])
+    times_known = np.bincount(everywhere.sum(axis=0), minlength=len(everywhere) + 1)[1:]
+    names, here = [*domains, *elsewhere], len(domains)
     return OverlapReport(
         domains={name: _facts(name, reading) for name in domains},
         known_in=tuple(times_known.tolist()),
-        common=tuple(tuple(row) for row in common.tolist()),
-        warnings=tuple(_warnings(reading, known, common)),
+        common=tuple(tuple(row) for row in common[:here, :here].tolist()),
+        warnings=tuple(_warnings(reading, known, names, common)),
     )
 
 
@@ -86,11 +95,13 @@ def _facts(name: str, reading: Reading) -> DomainFacts:
 
 
 def _warnings(
-    reading: Reading, known: Bool[np.ndarray, "domain user"], common: Int64[np.ndarray, "n n"]
+    reading: Reading,
+    known: Bool[np.ndarray, "domain user"],
+    names: list[str],
+    common: Int64[np.ndarray, "n n"],
 ) -> Iterator[str]:
     domains = reading.domains.domains
     items = {name: _text(domain.items.values) for name, domain in domains.items()}
-    names = list(domains)
     if len(names) == 1:
         yield (
             f"{names[0]} is the only domain: it learns alone; "

@@ -1,7 +1,7 @@
 """From files or frames to domains: ids checked, repeats collapsed, rare users and items dropped."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
@@ -21,6 +21,7 @@ from musketeers.data.domains import Domain, Domains
 from musketeers.data.encoding import Column
 from musketeers.data.interactions import Interactions
 from musketeers.data.kcore import k_core
+from musketeers.data.pseudonyms import Secret
 from musketeers.data.vocabulary import Vocabulary, plain
 from musketeers.errors import DataError
 from musketeers.memory import available
@@ -46,6 +47,11 @@ class Columns(Protocol):
     @property
     def min_item(self) -> int:
         """Interactions an item must have to stay."""
+        ...
+
+    @property
+    def secret(self) -> str | None:
+        """A file with the key of the users' pseudonyms, if they are to have such."""
         ...
 
     def column(self, role: Role, domain: str) -> str | None:
@@ -118,7 +124,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Core:
-    """One domain after the k-core, over its own users alone, in the order of their ids."""
+    """One domain after the k-core, over its own users alone."""
 
     user_ids: pl.Series
     items: Vocabulary
@@ -136,6 +142,8 @@ def read(config: DataConfig, *, base: Path, told: Rows = untold) -> Reading:
     Row numbers depend on the ids alone, not on the order of files or rows.  `told` hears how many
     rows have been read.  Raises `DataError`, one line, for anything that cannot be read as stated.
     """
+    if not config.domains:
+        raise DataError("no domain is given; name at least one file under [data.domains]")
     wanted = {name: _wanted(config, name) for name in config.domains}
     paths = {name: files.find(source, base) for name, source in config.domains.items()}
     _refuse_shared_files(paths)
@@ -144,7 +152,7 @@ def read(config: DataConfig, *, base: Path, told: Rows = untold) -> Reading:
     for name, columns in wanted.items():
         with told("read", name) as on_rows:
             cores[name] = _from_files(name, paths[name], columns, config, on_rows)
-    return _joined(cores)
+    return _joined(_under(config.secret, cores, base))
 
 
 def from_frames(frames: Mapping[str, object], config: Columns) -> Reading:
@@ -158,12 +166,18 @@ def from_frames(frames: Mapping[str, object], config: Columns) -> Reading:
     wanted = {name: _wanted(config, name) for name in frames}
     _refuse_shared_frames(frames)
     cores = {n: _from_frame(n, frames[n], columns, config) for n, columns in wanted.items()}
-    return _joined(cores)
+    return _joined(_under(config.secret, cores, Path()))
 
 
 def joined(readings: Mapping[str, Reading]) -> Reading:
     """These domains, each from its reading, over one vocabulary of users, as if read at once."""
     return _joined({name: _core_of(name, reading) for name, reading in readings.items()})
+
+
+def among(reading: Reading, ids: pl.Series) -> Reading:
+    """The same domains over a vocabulary that also has the users `ids`, who may be known or not."""
+    cores = {name: _core_of(name, reading) for name in reading.domains.domains}
+    return _joined(cores, ids)
 
 
 def _core_of(name: str, reading: Reading) -> _Core:
@@ -336,14 +350,32 @@ def _renumbered(
     )
 
 
-def _joined(cores: Mapping[str, _Core]) -> Reading:
-    """The domains over one vocabulary of users."""
+def _under(secret: str | None, cores: Mapping[str, _Core], base: Path) -> Mapping[str, _Core]:
+    """The domains with pseudonyms in place of the users' ids, if there is a key."""
+    if secret is None:
+        return cores
+    key = Secret.read(base / secret)
+    hidden: dict[str, _Core] = {}
+    for name, core in cores.items():
+        pseudonyms = key.of(core.user_ids)
+        if (alike := pseudonyms.is_duplicated()).any():
+            twins = core.user_ids.filter(pseudonyms == pseudonyms.filter(alike)[0]).to_list()
+            raise DataError(
+                f"domain {name}: {alike.sum()} user ids differ in their Unicode form alone, such "
+                f"as {twins[0]!a} and {twins[1]!a}; write them alike"
+            )
+        hidden[name] = replace(core, user_ids=pseudonyms)
+    return hidden
+
+
+def _joined(cores: Mapping[str, _Core], more: pl.Series | None = None) -> Reading:
+    """The domains over one vocabulary of users, to whom `more` may belong."""
     units = {core.unit: name for name, core in cores.items()}
     if len(units) > 1:
         found = ", ".join(f"{unit} in {name}" for unit, name in units.items())
         raise DataError(f"times are {found}; write all as dates, or all as integers of one unit")
     user_ids = dict(zip(cores, alike([core.user_ids for core in cores.values()]), strict=True))
-    users = Vocabulary.of(pl.concat(user_ids.values()))
+    users = Vocabulary.of(pl.concat([*user_ids.values(), *([] if more is None else [more])]))
     domains = {
         name: _placed(core, users.rows(user_ids[name]), n_users=len(users))
         for name, core in cores.items()

@@ -1,7 +1,13 @@
 """Stage 1 of one domain, by whichever method."""
 
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int64
+
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
+from musketeers.data.interactions import Interactions
 from musketeers.evaluation.validation import Validation
 from musketeers.pretrain.given import Given, factors
 from musketeers.pretrain.ials import IalsSettings, ials
@@ -20,7 +26,40 @@ def learn_alone(
     seed: Seed,
     job: Job,
 ) -> Pretrained:
-    """The domain by itself, by its method in the settings; `given` are vectors made elsewhere."""
+    """The domain by itself, by its method in the settings; `given` are vectors made elsewhere.
+
+    Bit by bit the same whatever users other domains have: it learns from its own users alone, as
+    it would where nobody else is known.  All others get the mean user's vector.
+    """
+    own = np.flatnonzero(split.train.known_users())
+    given = given and replace(given, users=given.users[own])
+    seen = replace(validation, split=_of(split, own), users=np.searchsorted(own, validation.users))
+    made = _learned(name, seen.split, seen, given, config, seed, job)
+    return made.placed(own, n_users=split.train.n_users)
+
+
+def _of(split: Split, own: Int64[np.ndarray, " user"]) -> Split:
+    """The split over these users alone, whose training pairs are all there are, not copied."""
+    train = split.train
+    return Split(
+        Interactions.from_csr(
+            np.append(train.indptr[own], len(train)), train.items, n_items=train.n_items
+        ),
+        split.valid.of_each(own),
+        split.test.of_each(own),
+    )
+
+
+def _learned(
+    name: str,
+    split: Split,
+    validation: Validation,
+    given: Given | None,
+    config: RunConfig,
+    seed: Seed,
+    job: Job,
+) -> Pretrained:
+    """What `learn_alone` makes, over the users of `split`, who all have training pairs."""
     method = config.pretrain.method_of(name)
     if method == "bpr":
         return pretrain(split, validation, config.pretrain, seed, job, dim=config.dim)

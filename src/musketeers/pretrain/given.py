@@ -89,9 +89,7 @@ def factors(given: Given, train: Interactions, *, dim: int, n_threads: int) -> F
         if users.shape[1] > dim:
             users, items = _nearest(users, items, dim)
         return Factors(_widened(users, dim), _widened(items, dim))
-    if users.shape[1] > dim:
-        *_, axes = np.linalg.svd(np.linalg.qr(users.astype(np.float64), mode="r"))
-        users = users @ axes[:dim].T.astype(np.float32)
+    users = narrowed(users, dim)
     known = train.known_users()
     users = _widened(users, dim) / np.linalg.norm(users[known], axis=1).mean()
     items = np.zeros((train.n_items, dim), np.float32)
@@ -121,18 +119,12 @@ def _placed(
     path: Path, vocabulary: Vocabulary, wanted: np.ndarray, what: str
 ) -> tuple[Float32[np.ndarray, "row width"], int]:
     """The file's vectors at the rows of their ids, and how many `wanted` rows have none."""
-    ids, vectors = _read(path)
+    ids, vectors = read_vectors(path)
     if kind(ids) != kind(vocabulary.values):
         raise DataError(
             f"{path}: ids are {kind(ids)}, those of the data {kind(vocabulary.values)}; convert "
             "them"
         )
-    if (repeated := ids.is_duplicated()).any():
-        raise DataError(
-            f"{path}: {repeated.sum()} rows repeat an id, such as {ids.filter(repeated)[0]!r}; "
-            "give one vector for each id"
-        )
-    _check(path, ids, vectors)
     rows = vocabulary.rows(ids)
     found = len(np.intersect1d(rows, wanted))
     if found < _LEAST_KNOWN * len(wanted):
@@ -143,6 +135,26 @@ def _placed(
     table = np.tile(vectors[rows >= 0].mean(axis=0), (len(vocabulary), 1))
     table[rows[rows >= 0]] = vectors[rows >= 0]
     return table, len(wanted) - found
+
+
+def read_vectors(path: Path) -> tuple[pl.Series, Float32[np.ndarray, "row width"]]:
+    """The ids in a file, each once, and as many vectors; see `read`."""
+    ids, vectors = _read(path)
+    if (repeated := ids.is_duplicated()).any():
+        raise DataError(
+            f"{path}: {repeated.sum()} rows repeat an id, such as {ids.filter(repeated)[0]!r}; "
+            "give one vector for each id"
+        )
+    _check(path, ids, vectors)
+    return ids, vectors
+
+
+def narrowed(users: Float32[np.ndarray, "user width"], dim: int) -> Float32[np.ndarray, "user dim"]:
+    """Vectors of `dim` numbers or fewer, whose products are as near to those given as can be."""
+    if users.shape[1] <= dim:
+        return users
+    *_, axes = np.linalg.svd(np.linalg.qr(users.astype(np.float64), mode="r"))
+    return users @ axes[:dim].T.astype(np.float32)
 
 
 def _check(path: Path, ids: pl.Series, vectors: Float32[np.ndarray, "row width"]) -> None:

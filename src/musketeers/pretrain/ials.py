@@ -200,8 +200,11 @@ def solve(
     settings: IalsSettings,
     *,
     n_threads: int,
+    n_columns: int | None = None,
 ) -> Float64[np.ndarray, " row"]:
     """Make every row of `solved` the best for `fixed`; each row's part of the objective.
+
+    `n_columns` is how many columns count as seen by a row; by default those that any row has.
 
     Half an epoch of `ials`: `rows` has the observed columns of each row, and `fixed` zeros for
     columns that no row has.  Bitwise the same on any number of threads.
@@ -211,7 +214,7 @@ def solve(
     part = partial(
         _solve_rows,
         rows.indptr, rows.items, fixed, weight * (fixed.T @ fixed),
-        _strengths(rows, settings).astype(np.float32), solved, minima,
+        _strengths(rows, settings, n_columns).astype(np.float32), solved, minima,
     )  # fmt: skip
     # a factorisation costs about as much as this many interactions
     parts = even_parts(rows.counts() + fixed.shape[1] // 3, n_threads * _PARTS_PER_THREAD)
@@ -227,8 +230,10 @@ def transposed(train: Interactions) -> Interactions:
     )
 
 
-def _strengths(rows: Interactions, settings: IalsSettings) -> Float64[np.ndarray, " row"]:
-    others = np.count_nonzero(rows.item_counts())
+def _strengths(
+    rows: Interactions, settings: IalsSettings, n_columns: int | None = None
+) -> Float64[np.ndarray, " row"]:
+    others = np.count_nonzero(rows.item_counts()) if n_columns is None else n_columns
     return settings.regularization * (rows.counts() + settings.unobserved_weight * others)
 
 

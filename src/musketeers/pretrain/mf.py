@@ -1,10 +1,10 @@
 """Matrix factorisation of one domain alone (SMF): a user's taste for an item is u.v, by BPR."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from musketeers.config import PretrainConfig
 from musketeers.data.domains import Split
@@ -32,6 +32,13 @@ class Pretrained:
     """The rate that validation chose."""
     history: tuple[History, ...]
     """One for each pair of them tried, in that order."""
+
+    def placed(self, rows: Int64[np.ndarray, " user"], *, n_users: int) -> "Pretrained":
+        """Its users at these ascending `rows` of `n_users`; all others get the mean user."""
+        learned = self.factors.users
+        users = np.tile(learned.mean(axis=0), (n_users, 1))
+        users[rows] = learned
+        return replace(self, factors=Factors(users, self.factors.items))
 
 
 def pretrain(

@@ -11,6 +11,7 @@ import polars as pl
 
 from musketeers import artifacts
 from musketeers.data.columns import numbers_if_all
+from musketeers.data.pseudonyms import Secret
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError
 from musketeers.recommender import Recommender
@@ -29,6 +30,18 @@ def typed_ids(typed: Sequence[str], users: Vocabulary) -> pl.Series:
     """Ids as a person typed them, integers where the model has those and all can be."""
     text = pl.Series(list(typed), dtype=pl.String)
     return numbers_if_all(text) if users.values.dtype.is_integer() else text
+
+
+def asked_for(typed: Sequence[str], users: Vocabulary, secret: Path | None) -> pl.Series:
+    """The ids that the model has for those that a person typed: under a key, their pseudonyms."""
+    ids = typed_ids(typed, users)
+    return Secret.read(secret).of(ids) if secret else ids
+
+
+def as_typed(rows: pl.DataFrame, typed: Sequence[str], ids: pl.Series) -> pl.DataFrame:
+    """The rows with the ids that a person typed in place of those that the model has for them."""
+    names = pl.Series(list(typed), dtype=pl.String)
+    return rows.with_columns(pl.col("user_id").replace_strict(ids, names, return_dtype=pl.String))
 
 
 def note_strangers(frame: pl.DataFrame) -> None:

@@ -291,7 +291,8 @@ def _hidden(result: RunResult) -> str:
     """What hiding each source does to the metric and to the lists."""
     if not (found := result.by_source()):
         return ""
-    domains = list(result.recommender.about["model"])
+    here = dict.fromkeys(result.recommender.about["model"])
+    domains = list(here | dict.fromkeys(source for _, source in found))
     targets = [name for name in domains if any(name == target for target, _ in found)]
     changed = {
         (target, source): float((result.hidden[source][target].values["kept@10"] < 1).mean())

@@ -1,0 +1,126 @@
+"""In a party's own environment: stage 1, and the one file that leaves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from musketeers.config import RunConfig, changed, of_party
+from musketeers.data.pseudonyms import Secret
+from musketeers.errors import ConfigError, RunError
+from musketeers.parallel import libraries_on_one_thread
+from musketeers.parties import fold_in
+from musketeers.parties.defences import Defences, directions
+from musketeers.parties.fold_in import Items, donor_rows, donors_items
+from musketeers.parties.home import Home
+from musketeers.parties.publication import Publication
+from musketeers.parties.release import mark, release
+from musketeers.results import RunResult
+from musketeers.runs import Watch, fit_run
+from musketeers.seeding import Seed
+
+
+def settings_of(
+    config: RunConfig, domain: str, data: str | Path | None, secret: str | Path
+) -> RunConfig:
+    """The party's own settings: its data, and its users under pseudonyms.
+
+    Raises `ConfigError` for what takes the data of several parties.
+    """
+    if config.split.method == "time":
+        raise ConfigError(
+            "split.method is 'time', one moment for all domains, for which their data would have "
+            "to be pooled; use 'last' or 'random'"
+        )
+    if config.split.cold:
+        raise ConfigError(
+            f"split.cold is {config.split.cold}; who is known elsewhere is not known before "
+            "parties have exchanged anything: use 0"
+        )
+    own = of_party(config, domain, None if data is None else str(Path(data).absolute()))
+    return changed(own, {"data.secret": str(Path(secret).absolute())})
+
+
+def pretrain(
+    config: RunConfig,
+    base: Path,
+    domain: str,
+    data: str | Path | None,
+    secret: str | Path,
+    out: str,
+    home: Home,
+    *,
+    defences: Defences | None = None,
+    donors: Path | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    watch: Watch | None = None,
+    command: Sequence[str] = (),
+) -> Publication:
+    """Learn alone from the domain's `data`, and publish its users' vectors at `out`.
+
+    `config` are the settings that all parties agreed on; relative paths in them count from `base`.
+    What is learned stays in the folder `home`, which has the party's key.  With `resume` an attempt
+    that was interrupted goes on; one that was about to publish publishes what it was about to.
+
+    With the `defences`' mode ``fold-in`` the vectors are not those of stage 1: items are learned
+    from the users whose ids are in the file `donors`, and each user is solved for beside them
+    (`fold_in`).  Without `donors` the items are those of the last publication, so that the
+    coordinator may keep its encoder.
+
+    Raises what `fit_run` raises, `ConfigError` for settings that need pooled data and defences that
+    do not go together, and `ArtifactError` for a place that cannot be written.
+    """
+    how = defences or Defences()
+    how.check()
+    folds = how.mode == "fold-in"
+    own, key = settings_of(config, domain, data, secret), Secret.read(Path(secret))
+    home.signer()  # before anything is trained
+    sequence = len(home.releases()) + 1
+    if resume and sequence > 1 and not home.run(sequence).exists():
+        sequence -= 1
+    run = home.run(sequence)
+    if run.exists() and not resume:
+        raise RunError(
+            f"{run}: an attempt was interrupted; go on with it (--resume), or remove the folder"
+        )
+    if folds:
+        fold_in.check(own)
+        own = fold_in.private_seed(own, run)
+    elif donors:
+        raise ConfigError(f"{donors}: donors are for vectors that are folded in (--mode fold-in)")
+    found = fit_run(
+        own, base, run, only="smf", resume=resume, threads=threads, watch=watch, command=command
+    )
+    users, split = found.recommender.users, found.splits[domain]
+    known = np.flatnonzero(split.train.known_users())
+    made = found.stages.alone[domain].factors
+    vectors, items = made.users, made.items
+    if folds:
+        vectors, items = _folded_in(found, domain, donors, key, home, sequence)
+    return release(
+        home, sequence, out, domain, users.ids(known), vectors[known], how,
+        kept=directions(items), space=mark(items), secret=key,
+    )  # fmt: skip
+
+
+def _folded_in(
+    found: RunResult, domain: str, donors: Path | None, key: Secret, home: Home, sequence: int
+) -> tuple[Float32[np.ndarray, "user dim"], Float32[np.ndarray, "item dim"]]:
+    split, catalogue = found.splits[domain], found.recommender.domains[domain].items
+    n_threads: int = found.manifest["threads"]
+    with libraries_on_one_thread():
+        if home.items(sequence).exists():
+            kept = Items.load(home.items(sequence))
+        elif donors is None:
+            kept = Items.load(home.items(sequence - 1))
+        else:
+            rows = donor_rows(donors, found.config, domain, found.recommender.users, key)
+            kept = donors_items(
+                split, catalogue, rows, Seed(found.config.seed).child("donors"),
+                dim=found.config.dim, n_threads=n_threads,
+            )  # fmt: skip
+        if not home.items(sequence).exists():
+            kept.save(home.items(sequence))
+        return kept.users(split, catalogue, n_threads=n_threads), kept.vectors

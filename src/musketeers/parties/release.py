@@ -1,0 +1,110 @@
+"""The one moment at which something leaves: defended, signed, noted, and only then published."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32
+
+from musketeers.config import RunConfig
+from musketeers.data.pseudonyms import Secret
+from musketeers.errors import ConfigError, RunError
+from musketeers.parties import places
+from musketeers.parties.defences import Defences, defended, directions
+from musketeers.parties.guarantee import Mode, statement, together
+from musketeers.parties.home import Home, Release
+from musketeers.parties.publication import AboutUsers, Publication, publish, read_publication
+from musketeers.pretrain.given import narrowed, read_vectors
+
+
+def release(
+    home: Home,
+    sequence: int,
+    out: str,
+    domain: str,
+    keys: pl.Series,
+    users: Float32[np.ndarray, "user dim"],
+    how: Defences,
+    *,
+    kept: Float32[np.ndarray, "dim dim"],
+    space: str,
+    secret: Secret,
+) -> Publication:
+    """Publish a row of `users` for each pseudonym of `keys`, which ascend, at the place `out`.
+
+    The file and its entry in the list of releases are in `home` before it leaves: whoever is
+    interrupted then publishes the same noise again.  `kept` are the directions of
+    `Defences.dims`, `space` what the vectors can be compared by.  Raises `RunError` if that release
+    was made before with other defences.
+    """
+    file, signer, before = home.file(sequence), home.signer(), home.releases()
+    if len(before) >= sequence:
+        if before[sequence - 1].defences != how:
+            raise RunError(
+                f"{file}: was made with other defences; publish it as it is, or make a new one "
+                "(without --resume)"
+            )
+    else:
+        made = defended(users, kept, how)
+        mode, mu = _together([*(one.defences or Defences() for one in before), how])
+        about = AboutUsers(
+            users=len(keys), dim=made.shape[1], space=space, secret=secret.check, defences=how,
+            mode=mode, mu=mu, statement=statement(mode, mu, how.delta),
+        )  # fmt: skip
+        leaves = publish(str(file), keys, made, about, signer, domain=domain, sequence=sequence)
+        home.release(Release(sequence=sequence, digest=leaves.digest, defences=how))
+    published = read_publication(str(file), {domain: signer.public}, dim=users.shape[1])
+    places.write(out, [file.read_bytes()])
+    return published
+
+
+def publish_given(
+    config: RunConfig,
+    domain: str,
+    embeddings: Path,
+    secret: Path,
+    out: str,
+    home: Home,
+    *,
+    defences: Defences | None = None,
+) -> Publication:
+    """Publish vectors that were made elsewhere, of any width, in a file as `pretrain.given` reads.
+
+    Wider ones than the settings' dim are cut by a linear map.  The domain then tells others of its
+    users; to be told itself it needs stage 1 (`pretrain.pretrain`, with ``pretrain.method`` given).
+    Raises `DataError` for a file that is not so, and `ConfigError` for noise with a map or `dims`,
+    which would be made of the data.
+    """
+    how = defences or Defences()
+    how.check()
+    ids, vectors = read_vectors(embeddings)
+    if how.epsilon is not None and (how.dims is not None or vectors.shape[1] > config.dim):
+        raise ConfigError(
+            f"{embeddings}: vectors have {vectors.shape[1]} numbers, and with noise they are not "
+            f"made narrower, for what to leave out would depend on the data; give {config.dim} "
+            "numbers or fewer, and no dims"
+        )
+    key = Secret.read(secret)
+    keys = key.of(ids)
+    if (alike := keys.is_duplicated()).any():
+        raise ConfigError(
+            f"{embeddings}: {alike.sum()} ids differ in their Unicode form alone; write them alike"
+        )
+    order, users = keys.arg_sort().to_numpy(), narrowed(vectors, config.dim)
+    return release(
+        home, len(home.releases()) + 1, out, domain, keys.gather(order), users[order], how,
+        kept=directions(users), space=mark(users), secret=key,
+    )  # fmt: skip
+
+
+def mark(table: np.ndarray) -> str:
+    """The same for the same numbers, and telling nothing of them."""
+    return hashlib.sha256(np.ascontiguousarray(table).data).hexdigest()[:16]
+
+
+def _together(releases: list[Defences]) -> tuple[Mode, float | None]:
+    """The weaker mode of releases, and what they tell together; None if one has no noise."""
+    mode: Mode = "vectors" if any(one.mode == "vectors" for one in releases) else "fold-in"
+    mus = [one.mu for one in releases]
+    return mode, None if None in mus else together(mu for mu in mus if mu is not None)
