@@ -218,9 +218,9 @@ class ChoiceConfig(_Section):
 class PartiesConfig(_Section):
     """Domains that do not pool their data: who they are, and whose signatures count."""
 
-    coordinator: str
+    coordinator: str | None = None
     """The public key of who aligns, as `musketeers party key` prints it."""
-    domains: dict[str, str]
+    domains: dict[str, str] = {}
     """Domain name -> the party's public key; the order is that of what they share."""
 
     @field_validator("domains")
@@ -243,17 +243,17 @@ class RunConfig(_Section):
     cat: CatConfig = CatConfig()
     art: ArtConfig = ArtConfig()
     choice: ChoiceConfig = ChoiceConfig()
-    parties: PartiesConfig | None = None
+    parties: PartiesConfig = PartiesConfig()
 
     @model_validator(mode="after")
     def _there_are_domains(self) -> Self:
-        if not self.data.domains and not self.parties:
+        if not self.data.domains and not self.parties.domains:
             raise ValueError("data.domains: no domain is given; name at least one file")
         return self
 
     @model_validator(mode="after")
     def _every_domain_has_a_stage_1(self) -> Self:
-        names = set(self.data.domains or (self.parties.domains if self.parties else ()))
+        names = set(self.data.domains or self.parties.domains)
         methods = self.pretrain.method
         if isinstance(methods, dict) and (wrong := names ^ set(methods)):
             raise ValueError(
@@ -350,8 +350,8 @@ def of_party(config: RunConfig, domain: str, data: str | None = None) -> RunConf
 
     Raises `ConfigError` if it is none of the parties, or has no data.
     """
-    if config.parties is None or domain not in config.parties.domains:
-        names = ", ".join(config.parties.domains) if config.parties else "none is"
+    if domain not in config.parties.domains:
+        names = ", ".join(config.parties.domains) or "none is"
         raise ConfigError(
             f"domain {domain!r} is no party of these settings ({names}); add it and its public key "
             "under [parties.domains]"

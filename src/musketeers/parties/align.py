@@ -10,14 +10,14 @@ import numpy as np
 
 from musketeers import config as configuration
 from musketeers.cat.train import Aligned
-from musketeers.config import PartiesConfig, RunConfig
+from musketeers.config import RunConfig
 from musketeers.errors import ConfigError, DataError
 from musketeers.exchange import UserEmbeddings
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import places
+from musketeers.parties.agreement import Agreed, agreed
 from musketeers.parties.alignment import Alignment, Source, read_alignment, write_alignment
 from musketeers.parties.home import Home, Release
-from musketeers.parties.keys import check_public
 from musketeers.parties.publication import Publication, by_domain, told
 from musketeers.pipeline import one_for_all
 from musketeers.run_folder import FolderCheckpoint
@@ -26,17 +26,6 @@ from musketeers.training import Epoch
 
 _FOR_ALL = "alignment.safetensors"
 _CHECKPOINTS = "checkpoints"
-
-
-def agreed(config: RunConfig) -> PartiesConfig:
-    """Who the parties are, and their public keys; `ConfigError` if the settings do not say it."""
-    if config.parties is None:
-        raise ConfigError(
-            "the settings name no parties; add [parties] with the public key of the coordinator, "
-            "and [parties.domains] with that of each party (musketeers party key prints it)"
-        )
-    check_public({**config.parties.domains, "the coordinator": config.parties.coordinator})
-    return config.parties
 
 
 def file_for(domain: str | None) -> str:
@@ -123,7 +112,7 @@ def _sources(latest: Mapping[str, Publication], old: Alignment | None) -> tuple[
 
 
 def _kept(
-    folder: str, parties: PartiesConfig, latest: Mapping[str, Publication], *, dim: int
+    folder: str, parties: Agreed, latest: Mapping[str, Publication], *, dim: int
 ) -> Alignment:
     """The earlier alignment, if its encoder can be told what is published now."""
     names = [None, *parties.domains]

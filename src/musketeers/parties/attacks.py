@@ -95,7 +95,7 @@ def reconstruction_from_known(
     order = rng.permutation(np.flatnonzero(train.known_users()))
     known, others = order[:n_known], _some(order[n_known:], rng)
     histories = np.zeros((len(known), train.n_items), np.float32)
-    for row, user in enumerate(known):
+    for row, user in enumerate(known.tolist()):
         histories[row, train.of(user)] = 1
     given = users[known].astype(np.float64)
     gram, right = given.T @ given, given.T @ histories
@@ -106,7 +106,11 @@ def reconstruction_from_known(
 
     def by_ridge(strength: float) -> Float64[np.ndarray, " user"]:
         told = np.linalg.solve(gram + strength * scale * np.eye(len(gram)), right)
-        return auc(lambda user: users[user] @ told)
+
+        def guess(user: int) -> np.ndarray:
+            return users[user] @ told
+
+        return auc(guess)
 
     found = max(map(by_ridge, _STRENGTHS), key=np.mean)
     popular = histories.mean(axis=0)
@@ -170,7 +174,7 @@ def membership(
     both = train.known_users() & held_out.known_users()
     inside: list[np.ndarray] = []
     outside: list[np.ndarray] = []
-    for user in _some(np.flatnonzero(both), rng):
+    for user in _some(np.flatnonzero(both), rng).tolist():
         own, later = train.of(user), held_out.of(user)
         order = own[np.argsort(popular[own], kind="stable")]
         places = np.searchsorted(popular[order], popular[later]).clip(max=len(order) - 1)
@@ -282,7 +286,7 @@ def _reached(
 ) -> tuple[Float64[np.ndarray, " user"], Float64[np.ndarray, " user"]]:
     """By user: AUC of own items against drawn others, and recall among as many as there are."""
     aucs, recalls = np.empty(len(users)), np.empty(len(users))
-    for n, user in enumerate(users):
+    for n, user in enumerate(users.tolist()):
         scores, own = of(user), train.of(user)
         drawn = np.setdiff1d(rng.integers(train.n_items, size=_NEGATIVES), own)
         others = np.sort(scores[drawn])

@@ -18,12 +18,11 @@ from musketeers.errors import ConfigError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.parties import attacks, places
-from musketeers.parties.align import agreed
+from musketeers.parties.agreement import agreed, settings_of
 from musketeers.parties.attacks import Score
 from musketeers.parties.defences import Defences, defended, directions
 from musketeers.parties.fold_in import Items
 from musketeers.parties.home import Home
-from musketeers.parties.pretrain import settings_of
 from musketeers.parties.publication import Publication, by_domain
 from musketeers.ranking import Factors
 from musketeers.results import RunResult

@@ -65,10 +65,11 @@ def reading(place: str) -> Generator[tuple[Read, int]]:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise ArtifactError(f"{place}: cannot be read: {error.strerror}") from None
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(handle)
+        raise ArtifactError(f"{place}: is not a regular file; name the file itself")
     with os.fdopen(handle, "rb") as file:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
-            raise ArtifactError(f"{place}: is not a regular file; name the file itself")
         yield file.read, state.st_size
 
 

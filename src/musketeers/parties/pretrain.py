@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from musketeers.config import RunConfig, changed, of_party
+from musketeers.config import RunConfig
 from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ConfigError, RunError
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import fold_in
+from musketeers.parties.agreement import settings_of
 from musketeers.parties.defences import Defences, directions
 from musketeers.parties.fold_in import Items, donor_rows, donors_items
 from musketeers.parties.home import Home
@@ -19,27 +20,6 @@ from musketeers.parties.release import mark, release
 from musketeers.results import RunResult
 from musketeers.runs import Watch, fit_run
 from musketeers.seeding import Seed
-
-
-def settings_of(
-    config: RunConfig, domain: str, data: str | Path | None, secret: str | Path
-) -> RunConfig:
-    """The party's own settings: its data, and its users under pseudonyms.
-
-    Raises `ConfigError` for what takes the data of several parties.
-    """
-    if config.split.method == "time":
-        raise ConfigError(
-            "split.method is 'time', one moment for all domains, for which their data would have "
-            "to be pooled; use 'last' or 'random'"
-        )
-    if config.split.cold:
-        raise ConfigError(
-            f"split.cold is {config.split.cold}; who is known elsewhere is not known before "
-            "parties have exchanged anything: use 0"
-        )
-    own = of_party(config, domain, None if data is None else str(Path(data).absolute()))
-    return changed(own, {"data.secret": str(Path(secret).absolute())})
 
 
 def pretrain(

@@ -17,10 +17,10 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import places
-from musketeers.parties.align import agreed, file_for
+from musketeers.parties.agreement import agreed, settings_of
+from musketeers.parties.align import file_for
 from musketeers.parties.alignment import Alignment, read_alignment
 from musketeers.parties.home import Home
-from musketeers.parties.pretrain import settings_of
 from musketeers.parties.publication import Publication, by_domain, told
 from musketeers.pipeline import Models
 from musketeers.pretrain.mf import Pretrained
@@ -79,7 +79,14 @@ def transfer(
     check_place(out, resume=resume)
     own = settings_of(config, domain, data, secret)
     given = _given(config, domain, shared, published, home, watch)
-    alone = open_run(home.run(given.latest[domain].sequence))
+    number = given.latest[domain].sequence
+    if not home.run(number).exists():
+        raise ConfigError(
+            f"{home.run(number)}: is not there: publication {number} of {domain} was made of "
+            "vectors from elsewhere, or in another private folder; pretrain here (musketeers party "
+            "pretrain), for vectors from elsewhere with pretrain.method 'given'"
+        )
+    alone = open_run(home.run(number))
     # of vectors that are folded in, the party draws what is held out by a seed of its own
     own = changed(own, {"seed": alone.config.seed})
     made, was = alone.stages.alone[domain], alone.recommender.users
@@ -90,7 +97,7 @@ def transfer(
         if fingerprints(reading.domains).items() - alone.manifest["data"].items():
             raise DataError(
                 f"{own.data.domains[domain]}: is not what {domain} was pretrained on for its "
-                f"publication {given.latest[domain].sequence}; give the same data and secret, or "
+                f"publication {number}; give the same data and secret, or "
                 "pretrain, publish and align anew"
             )
         # a party knows itself as it is, whatever it told the others
@@ -149,9 +156,9 @@ def _given(
     own = places.inside(shared, file_for(domain))
     place = own if places.exists(own) else places.inside(shared, file_for(None))
     alignment = read_alignment(place, parties.coordinator, dim=config.dim)
-    home.check(place, "alignments", alignment.sequence, alignment.digest)
     if alignment.about.audience not in (None, domain):
         raise ArtifactError(f"{place}: is for {alignment.about.audience}, not for {domain}")
+    home.check(place, "alignments", alignment.sequence, alignment.digest)
     found = by_domain(places.find(published), parties.domains, dim=config.dim)
     latest: dict[str, Publication] = {}
     for source in alignment.about.sources:
