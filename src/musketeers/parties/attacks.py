@@ -36,7 +36,8 @@ _MOST_USERS = 2000
 """Users that an attack is measured on, drawn at random."""
 _NEGATIVES = 500
 """Items drawn for each user, of those that the user does not have."""
-_RESAMPLES = 1000
+_RESAMPLES, _FEW_RESAMPLES = 1000, 200
+"""For means, and for what takes longer to compute."""
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Of the ridge, in units of the mean eigenvalue; the attacker is granted the best one."""
 _DRAWS = 100_000
@@ -195,7 +196,7 @@ def membership(
     return [
         Score(
             "A4 membership of an interaction", measure, of(everybody),
-            *_interval(of, len(inside), rng), floor,
+            *_interval(of, len(inside), rng, n=_FEW_RESAMPLES), floor,
         )
         for measure, of, floor in (("AUC", auc, 0.5), ("TPR at 1 % FPR", found, 0.01))
     ]  # fmt: skip
@@ -319,10 +320,13 @@ def _score(
 
 
 def _interval(
-    value: Callable[[np.ndarray], float], n: int, rng: np.random.Generator
+    value: Callable[[np.ndarray], float],
+    n_users: int,
+    rng: np.random.Generator,
+    n: int = _RESAMPLES,
 ) -> tuple[float, float]:
     """The middle 95 % of the value over resampled users."""
-    again = [value(rng.integers(n, size=n)) for _ in range(_RESAMPLES if n < 5000 else 200)]
+    again = [value(rng.integers(n_users, size=n_users)) for _ in range(n)]
     low, high = np.quantile(again, (0.025, 0.975))
     return float(low), float(high)
 
