@@ -1,8 +1,10 @@
 """What the documents say: examples run, settings are read, tables and the file tree are true."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -91,6 +93,24 @@ def test_commands_run_on_the_settings_beside_them(page, place, capsys):
             typer.main.get_command(app).commands["demo"].make_context("demo", [])
             continue
         assert run([program, *words]) == 0, (words, capsys.readouterr().err)
+
+
+def test_the_walk_through_of_three_companies(place):
+    """As a shell runs it, in programs of their own."""
+    script = "\n".join(blocks(ROOT / "docs" / "parties.md", "bash"))
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, **path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (place / "tv" / "model" / "tv" / "report.html").is_file()
+    assert "A4 membership of an interaction" in (place / "tv" / "audit.csv").read_text()
+    assert "user-001" in done.stdout
+    assert sorted(path.name for path in (place / "exchange" / "publish").iterdir()) == [
+        "movie", "music", "tv",
+    ]  # fmt: skip
+    assert not list((place / "coordinator").rglob("users.key"))
 
 
 def test_the_readme_shows_fitting_and_asking(place):

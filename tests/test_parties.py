@@ -186,6 +186,24 @@ def test_no_program_opens_what_is_not_its_own(world, tmp_path):
     assert not any(path in seen for path in homes.values())
 
 
+def test_only_users_whom_others_know_leave_if_asked(fresh):
+    whole = read_publication(fresh.published("tv"), fresh.config.parties.domains, dim=8)
+    others = [fresh.published("movie"), fresh.published("music"), fresh.published("tv")]
+    found = fresh.pretrain("tv", among=others)
+    elsewhere = [
+        read_publication(place, fresh.config.parties.domains, dim=8).keys for place in others[:2]
+    ]
+    assert set(found.keys) == set(whole.keys) & set(pl.concat(elsewhere))
+    assert len(found.keys) < len(whole.keys)
+    fresh.align()
+    told = fresh.transfer("tv", out=fresh.path / "fewer")
+    # the party itself knows them all
+    assert told.stages.told(told.splits).known[:, 0].sum() == len(whole.keys)
+    (fresh.path / "publish" / "movie").unlink()
+    with pytest.raises(DataError, match="tv: no user of it is known to another party"):
+        fresh.pretrain("tv", among=[fresh.published("tv")])
+
+
 # --- a domain joins, is refreshed, leaves
 
 

@@ -117,6 +117,12 @@ def pretrain(
             help="With fold-in: ids of users who consent to train items; without, as last time.",
         ),
     ] = None,
+    among: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Publish only users whom this publication knows; repeat for more."
+        ),
+    ] = None,
     clip: Clip = None,
     dims: Dims = None,
     bits: Bits = None,
@@ -140,7 +146,7 @@ def pretrain(
         published = pretrain(
             config.load(settings), settings.parent, domain, data, secret, out, home,
             defences=_defences(mode, clip, dims, bits, epsilon, delta), donors=donors,
-            resume=resume, threads=threads, watch=watch, command=sys.argv,
+            among=among or (), resume=resume, threads=threads, watch=watch, command=sys.argv,
         )  # fmt: skip
     about = published.about
     typer.echo(

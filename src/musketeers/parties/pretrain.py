@@ -8,14 +8,14 @@ from jaxtyping import Float32
 
 from musketeers.config import RunConfig
 from musketeers.data.pseudonyms import Secret
-from musketeers.errors import ConfigError, RunError
+from musketeers.errors import ConfigError, DataError, RunError
 from musketeers.parallel import libraries_on_one_thread
-from musketeers.parties import fold_in
-from musketeers.parties.agreement import settings_of
+from musketeers.parties import fold_in, places
+from musketeers.parties.agreement import agreed, settings_of
 from musketeers.parties.defences import Defences, directions
 from musketeers.parties.fold_in import Items, donor_rows, donors_items
 from musketeers.parties.home import Home
-from musketeers.parties.publication import Publication
+from musketeers.parties.publication import Publication, by_domain
 from musketeers.parties.release import mark, release
 from musketeers.results import RunResult
 from musketeers.runs import Watch, fit_run
@@ -33,6 +33,7 @@ def pretrain(
     *,
     defences: Defences | None = None,
     donors: Path | None = None,
+    among: Sequence[str] = (),
     resume: bool = False,
     threads: int | None = None,
     watch: Watch | None = None,
@@ -48,6 +49,8 @@ def pretrain(
     from the users whose ids are in the file `donors`, and each user is solved for beside them
     (`fold_in`).  Without `donors` the items are those of the last publication, so that the
     coordinator may keep its encoder.
+
+    With `among`, places of what other parties published, only users whom one of them knows leave.
 
     Raises what `fit_run` raises, `ConfigError` for settings that need pooled data and defences that
     do not go together, and `ArtifactError` for a place that cannot be written.
@@ -73,8 +76,15 @@ def pretrain(
     found = fit_run(
         own, base, run, only="smf", resume=resume, threads=threads, watch=watch, command=command
     )
-    users, split = found.recommender.users, found.splits[domain]
-    known = np.flatnonzero(split.train.known_users())
+    users = found.recommender.users
+    leave = found.splits[domain].train.known_users()
+    if among:
+        others = by_domain(places.find(among), agreed(config).domains, dim=config.dim)
+        elsewhere = [users.rows(one.keys) for name, (_, one) in others.items() if name != domain]
+        leave &= np.isin(np.arange(len(users)), np.concatenate([[-1], *elsewhere]))
+    known = np.flatnonzero(leave)
+    if not len(known):
+        raise DataError(f"{domain}: no user of it is known to another party, so nobody would leave")
     made = found.stages.alone[domain].factors
     vectors, items = made.users, made.items
     if folds:
