@@ -120,6 +120,12 @@ def test_a_partys_model_knows_whom_only_others_know(world):
     assert np.array_equal(again.domains["tv"].elsewhere, part.elsewhere)
 
 
+def test_a_party_is_not_told_that_it_is_the_only_domain(fresh):
+    said = []
+    fresh.pretrain("tv", watch=Hears(said))
+    assert not any("only domain" in line for line in said)
+
+
 # --- what leaves
 
 

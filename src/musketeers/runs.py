@@ -362,7 +362,8 @@ class Data:
         costs: Mapping[str, Cost] | None = None,
     ) -> "Data":
         """All that was read, split anew; `watch` is told what looks wrong."""
-        domains, overlap = reading.domains, overlap_report(reading)
+        apart = bool(set(config.parties.domains) - set(reading.domains.domains))
+        domains, overlap = reading.domains, overlap_report(reading, apart=apart)
         for warning in overlap.warnings:
             watch.say(f"warning: {warning}")
         vectors = _vectors(config, domains, base)

@@ -59,11 +59,15 @@ class OverlapReport:
 
 
 def overlap_report(
-    reading: Reading, elsewhere: Mapping[str, Bool[np.ndarray, " user"]] = _NOWHERE
+    reading: Reading,
+    elsewhere: Mapping[str, Bool[np.ndarray, " user"]] = _NOWHERE,
+    *,
+    apart: bool = False,
 ) -> OverlapReport:
     """Sizes, shared users and warnings; each warning is one line with a value and a remedy.
 
-    `elsewhere` says whom domains know of which nothing else is told, by name.
+    `elsewhere` says whom domains know of which nothing else is told, by name; `apart`, that there
+    are domains of which not even that is told yet.
     """
     domains = reading.domains.domains
     known = np.stack([domain.pairs.known_users() for domain in domains.values()])
@@ -75,7 +79,7 @@ def overlap_report(
         domains={name: _facts(name, reading) for name in domains},
         known_in=tuple(times_known.tolist()),
         common=tuple(tuple(row) for row in common[:here, :here].tolist()),
-        warnings=tuple(_warnings(reading, known, names, common)),
+        warnings=tuple(_warnings(reading, known, names, common, apart=apart)),
     )
 
 
@@ -99,10 +103,12 @@ def _warnings(
     known: Bool[np.ndarray, "domain user"],
     names: list[str],
     common: Int64[np.ndarray, "n n"],
+    *,
+    apart: bool,
 ) -> Iterator[str]:
     domains = reading.domains.domains
     items = {name: _text(domain.items.values) for name, domain in domains.items()}
-    if len(names) == 1:
+    if len(names) == 1 and not apart:
         yield (
             f"{names[0]} is the only domain: it learns alone; "
             "add a domain with the same users for transfer"
