@@ -111,7 +111,7 @@ def test_noise_is_normal_of_the_size_that_the_guarantee_takes():
 
 
 def test_noise_cannot_be_drawn_again():
-    first, again = (gaussian((1000,)) for _ in range(2))
+    first, again = (gaussian((1000, 1)) for _ in range(2))
     assert not np.intersect1d(first, again).size
 
 

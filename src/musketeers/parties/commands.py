@@ -178,11 +178,14 @@ def publish(
     """
     from musketeers import config
     from musketeers.parties.release import publish_given
+    from musketeers.progress import watching
 
-    published = publish_given(
-        config.load(settings), domain, embeddings, secret, out, _home(private, domain),
-        defences=_defences("vectors", clip, dims, bits, epsilon, delta),
-    )  # fmt: skip
+    home = _home(private, domain)
+    with watching(home.path, resume=False) as watch:
+        published = publish_given(
+            config.load(settings), domain, embeddings, secret, out, home,
+            defences=_defences("vectors", clip, dims, bits, epsilon, delta), told=watch.rows,
+        )  # fmt: skip
     about = published.about
     typer.echo(
         f"{out}: publication {published.sequence} of {domain}, {about.users:,} users, "

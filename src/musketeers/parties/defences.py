@@ -1,6 +1,7 @@
 """What a party may do to its users' vectors before it gives them away, and what that guarantees."""
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -8,13 +9,18 @@ from jaxtyping import Float32, Float64
 from pydantic import BaseModel, Field, ValidationError
 
 from musketeers.errors import ConfigError
+from musketeers.parallel import available_threads, each
 from musketeers.parties.guarantee import Mode, mu_of
 from musketeers.parties.sealed import STRICT
 
 _DRAWS = 4
 """Normal draws that are added up for one number of noise: one double has gaps from which what it
 was added to can be guessed (Mironov, CCS 2012); a sum of several hides them better, not surely."""
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
+
+
+def _nobody(_: int) -> None:
+    """Hears and does nothing."""
 
 
 class Defences(BaseModel):
@@ -71,11 +77,12 @@ def defended(
     users: Float32[np.ndarray, "user dim"],
     directions: Float32[np.ndarray, "dim dim"],
     how: Defences,
+    on_rows: Callable[[int], object] = _nobody,
 ) -> Float32[np.ndarray, "user dims"]:
     """The vectors after `how`, in this order: fewer numbers, cut, noise, rounded.
 
     Columns of `directions` are orthogonal, the first the one to keep longest.  Noise is drawn from
-    the system's entropy: no seed gives it again.
+    the system's entropy: no seed gives it again.  `on_rows` hears how many rows have their noise.
     """
     how.check()
     if how.dims is not None:
@@ -84,7 +91,8 @@ def defended(
         lengths = np.linalg.norm(users, axis=1, keepdims=True)
         users = users * np.minimum(1, how.clip / np.maximum(lengths, np.float32(1e-30)))
     if how.mu is not None and how.clip is not None:
-        users = (users + 2 * how.clip / how.mu * gaussian(users.shape)).astype(np.float32)
+        noise = gaussian((len(users), users.shape[1]), on_rows)
+        users = (users + 2 * how.clip / how.mu * noise).astype(np.float32)
     if how.bits is not None:
         most = np.abs(users).max()
         step = 2 * most / (2**how.bits - 1)
@@ -101,15 +109,29 @@ def directions(items: Float32[np.ndarray, "item dim"]) -> Float32[np.ndarray, "d
     return np.ascontiguousarray(axes.T.astype(np.float32))
 
 
-def gaussian(shape: tuple[int, ...]) -> Float64[np.ndarray, "..."]:
-    """Normal noise of standard deviation 1 from the system's entropy (Box and Muller, 1958)."""
-    noise = np.empty(int(np.prod(shape)))
-    for start in range(0, noise.size, _CHUNK):
-        part = noise[start : start + _CHUNK]
-        uniform = _uniform(2 * _DRAWS * part.size).reshape(2, _DRAWS, part.size)
+def gaussian(
+    shape: tuple[int, int], on_rows: Callable[[int], object] = _nobody
+) -> Float64[np.ndarray, "row column"]:
+    """Normal noise of standard deviation 1 from the system's entropy (Box and Muller, 1958).
+
+    `on_rows` hears how many rows more are done.
+    """
+    noise = np.empty(shape)
+    step = max(1, _CHUNK // max(shape[1], 1))
+    parts = [noise[start : start + step] for start in range(0, shape[0], step)]
+
+    def fill(number: int) -> None:
+        part = parts[number].reshape(-1)
+        half = (part.size + 1) // 2
+        uniform = _uniform(2 * _DRAWS * half).reshape(2, _DRAWS, half)
         radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
-        part[:] = (radius * np.cos(angle)).sum(axis=0) / np.sqrt(_DRAWS)
-    return noise.reshape(shape)
+        for of, draws in ((part[:half], np.cos(angle)), (part[half:], np.sin(angle))):
+            draws *= radius
+            of[:] = draws.sum(axis=0)[: of.size] / np.sqrt(_DRAWS)
+        on_rows(len(parts[number]))
+
+    each(fill, len(parts), n_threads=available_threads())
+    return noise
 
 
 def _uniform(size: int) -> Float64[np.ndarray, " draw"]:

@@ -17,6 +17,7 @@ from musketeers.parties.fold_in import Items, donor_rows, donors_items
 from musketeers.parties.home import Home
 from musketeers.parties.publication import Publication, by_domain
 from musketeers.parties.release import mark, release
+from musketeers.protocols import untold
 from musketeers.results import RunResult
 from musketeers.runs import Watch, fit_run
 from musketeers.seeding import Seed
@@ -92,6 +93,7 @@ def pretrain(
     return release(
         home, sequence, out, domain, users.ids(known), vectors[known], how,
         kept=directions(items), space=mark(items), secret=key,
+        told=watch.rows if watch else untold,
     )  # fmt: skip
 
 

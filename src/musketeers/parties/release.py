@@ -16,6 +16,7 @@ from musketeers.parties.guarantee import Mode, statement, together
 from musketeers.parties.home import Home, Release
 from musketeers.parties.publication import AboutUsers, Publication, publish, read_publication
 from musketeers.pretrain.given import narrowed, read_vectors
+from musketeers.protocols import Rows, untold
 
 
 def release(
@@ -30,13 +31,15 @@ def release(
     kept: Float32[np.ndarray, "dim dim"],
     space: str,
     secret: Secret,
+    told: Rows = untold,
 ) -> Publication:
     """Publish a row of `users` for each pseudonym of `keys`, which ascend, at the place `out`.
 
     The file and its entry in the list of releases are in `home` before it leaves: whoever is
     interrupted then publishes the same noise again.  `kept` are the directions of
-    `Defences.dims`, `space` what the vectors can be compared by.  Raises `RunError` if that release
-    was made before with other defences.
+    `Defences.dims`, `space` what the vectors can be compared by; `told` hears of users whose
+    vectors have their noise.  Raises `RunError` if that release was made before with other
+    defences.
     """
     file, signer, before = home.file(sequence), home.signer(), home.releases()
     if len(before) >= sequence:
@@ -46,7 +49,8 @@ def release(
                 "(without --resume)"
             )
     else:
-        made = defended(users, kept, how)
+        with told("noise", domain) as on_rows:
+            made = defended(users, kept, how, on_rows)
         mode, mu = _together([*(one.defences or Defences() for one in before), how])
         about = AboutUsers(
             users=len(keys), dim=made.shape[1], space=space, secret=secret.check, defences=how,
@@ -68,6 +72,7 @@ def publish_given(
     home: Home,
     *,
     defences: Defences | None = None,
+    told: Rows = untold,
 ) -> Publication:
     """Publish vectors that were made elsewhere, of any width, in a file as `pretrain.given` reads.
 
@@ -94,7 +99,7 @@ def publish_given(
     order, users = keys.arg_sort().to_numpy(), narrowed(vectors, config.dim)
     return release(
         home, len(home.releases()) + 1, out, domain, keys.gather(order), users[order], how,
-        kept=directions(users), space=mark(users), secret=key,
+        kept=directions(users), space=mark(users), secret=key, told=told,
     )  # fmt: skip
 
 
