@@ -77,7 +77,7 @@ def reconstruction(
 
     found, floor = reached(lambda user: items @ users[user]), reached(lambda _: popular)
     return [
-        _score("A1 reconstruction, with items", measure, found[n], floor[n], rng)
+        _score("A1 with items", measure, found[n], floor[n], rng)
         for n, measure in enumerate(("AUC", "recall@n"))
     ]
 
@@ -115,9 +115,7 @@ def reconstruction_from_known(
 
     found = max(map(by_ridge, _STRENGTHS), key=np.mean)
     popular = histories.mean(axis=0)
-    return _score(
-        f"A2 reconstruction, {len(known)} users known", "AUC", found, auc(lambda _: popular), rng
-    )
+    return _score(f"A2 {len(known)} known", "AUC", found, auc(lambda _: popular), rng)
 
 
 def attribute(
@@ -155,7 +153,7 @@ def attribute(
 
     low, high = _interval(again, len(test), rng)
     n_classes = len(np.unique(labels[rows]))
-    return Score(f"A3 attribute: {name}", "balanced accuracy", value, low, high, 1 / n_classes)
+    return Score(f"A3 {name}", "balanced", value, low, high, 1 / n_classes)
 
 
 def membership(
@@ -195,10 +193,10 @@ def membership(
     everybody = np.arange(len(inside))
     return [
         Score(
-            "A4 membership of an interaction", measure, of(everybody),
+            "A4 membership", measure, of(everybody),
             *_interval(of, len(inside), rng, n=_FEW_RESAMPLES), floor,
         )
-        for measure, of, floor in (("AUC", auc, 0.5), ("TPR at 1 % FPR", found, 0.01))
+        for measure, of, floor in (("AUC", auc, 0.5), ("TPR at 1 %", found, 0.01))
     ]  # fmt: skip
 
 
@@ -224,7 +222,7 @@ def linkage(
     turned = here[rest] @ (left @ right)
     hits = ((turned @ there[rest].T).argmax(axis=1) == np.arange(len(rest))).astype(np.float64)
     return _score(
-        f"A5 linkage to {name}, {len(seeds)} pairs known", "top-1", hits,
+        f"A5 to {name}", "top-1", hits,
         np.full(len(rest), 1 / max(len(rest), 1)), rng,
     )  # fmt: skip
 
@@ -254,7 +252,7 @@ def mechanism(how: Defences) -> Score | None:
 
     best = max(cuts.tolist(), key=lambda cut: proven(cut, slice(half)))
     value = proven(best, slice(half, None))
-    return Score("A6 mechanism", "epsilon proven", value, value, value, how.epsilon)
+    return Score("A6 noise", "epsilon", value, value, value, how.epsilon)
 
 
 def dictionary(ids: pl.Series, keys: pl.Series) -> Score:
@@ -276,7 +274,7 @@ def dictionary(ids: pl.Series, keys: pl.Series) -> Score:
     hits = [any(guess(text)[:length].hex() in there for guess in guesses) for text in texts]
     share = float(np.mean(hits))
     # nothing found in n tries: the rule of three
-    return Score("A7 dictionary, without the key", "share", share, share, 3 / len(texts), 0.0)
+    return Score("A7 ids", "share", share, share, 3 / len(texts), 0.0)
 
 
 def _reached(
@@ -312,11 +310,15 @@ def _score(
     floor: Float64[np.ndarray, " user"],
     rng: np.random.Generator,
 ) -> Score:
-    def again(of: np.ndarray) -> float:
-        return float(found[of].mean())
-
-    low, high = _interval(again, len(found), rng)
+    low, high = interval_of_mean(found, rng)
     return Score(attack, measure, float(found.mean()), low, high, float(floor.mean()))
+
+
+def interval_of_mean(
+    values: Float64[np.ndarray, " user"], rng: np.random.Generator
+) -> tuple[float, float]:
+    """The 95 % interval of a mean over users, by bootstrap."""
+    return _interval(lambda of: float(values[of].mean()), len(values), rng)
 
 
 def _interval(

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int64
 
+from musketeers.baselines.popularity import popularity
 from musketeers.config import RunConfig, changed
 from musketeers.data import files, readers
 from musketeers.data.interactions import Interactions
@@ -19,7 +20,7 @@ from musketeers.evaluation.evaluate import evaluate
 from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.parties import attacks, places
 from musketeers.parties.agreement import agreed, settings_of
-from musketeers.parties.attacks import Score
+from musketeers.parties.attacks import Score, interval_of_mean
 from musketeers.parties.defences import Defences, defended, directions
 from musketeers.parties.fold_in import Items
 from musketeers.parties.home import Home
@@ -38,6 +39,7 @@ _SEEDS = 100
 _DELTA = 1e-6
 _EPSILONS = (32.0, 8.0, 1.0)
 _MOST_IDS = 5000
+_METRIC = "ndcg@10"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,8 +78,8 @@ def levels(truth: Truth, dim: int) -> dict[str, Defences]:
     return {
         "no defence": Defences(),
         f"{max(dim // 4, 1)} numbers": Defences(dims=max(dim // 4, 1)),
-        "2 bits a number": Defences(bits=2),
-        f"cut to {middle:g}": Defences(clip=middle),
+        "2 bits": Defences(bits=2),
+        f"cut to {middle:.3g}": Defences(clip=middle),
         **noise,
     }
 
@@ -102,8 +104,9 @@ def audit(
 
     A row for each level of defence and attack: `level`, `attack`, `measure`, `value` with `low` and
     `high` (95 %), `floor` (what is reached without the vectors, or by chance; for A6 the epsilon
-    stated), `control` (the same attack on vectors that were mixed among users), and `ndcg@10`, how
-    well these vectors and the domain's items rank for its test users.
+    stated), and `control` (the same attack on vectors that were mixed among users).  The first row
+    of a level is no attack but what the vectors are worth: NDCG@10 of the domain's test users by
+    them and the domain's items, with popularity as the floor.
 
     Raises what `read_publication` raises, and `ConfigError` if the domain's own is not among them.
     """
@@ -131,7 +134,7 @@ def audit(
             else:
                 vectors = defended(truth.vectors, truth.axes, how)
             found_here = list(_rows(level, vectors, how, truth, known, mine, seed))
-            watch.say(f"audit    {level:<16} NDCG@10 {found_here[0]['ndcg@10']:.4f}")
+            watch.say(f"audit    {level}: {len(found_here) - 1} attacks")
             rows += found_here
     return pl.DataFrame(rows, schema_overrides={"control": pl.Float64})
 
@@ -156,21 +159,33 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """All attacks at one level of defence."""
     items = truth.items @ truth.axes[:, : how.dims] if how.dims else truth.items
-    useful = evaluate(
-        Factors(vectors, items), truth.test, truth.seen, n_threads=available_threads()
-    ).means()["ndcg@10"]
+    yield {"level": level, **asdict(_worth(vectors, items, truth, seed)), "control": None}
     mixed = vectors[seed.child("mixed").numpy().permutation(len(vectors))]
     scores, controls = (
         list(_attacks(one, items, truth, known, seed.child("attacks").numpy()))
         for one in (vectors, mixed)
     )
     for score, control in zip(scores, controls, strict=True):
-        yield {"level": level, **asdict(score), "control": control.value, "ndcg@10": useful}
+        yield {"level": level, **asdict(score), "control": control.value}
     of_all = [attacks.mechanism(how)]
     if level == PUBLISHED:
         of_all.append(attacks.dictionary(known.ids, mine.keys))
     for score in filter(None, of_all):
-        yield {"level": level, **asdict(score), "control": None, "ndcg@10": useful}
+        yield {"level": level, **asdict(score), "control": None}
+
+
+def _worth(
+    vectors: Float32[np.ndarray, "user dim"],
+    items: Float32[np.ndarray, "item dim"],
+    truth: Truth,
+    seed: Seed,
+) -> Score:
+    found, floor = (
+        evaluate(scorer, truth.test, truth.seen, n_threads=available_threads()).values[_METRIC]
+        for scorer in (Factors(vectors, items), popularity(truth.train))
+    )
+    low, high = interval_of_mean(found, seed.child("worth").numpy())
+    return Score("own lists", "NDCG@10", float(found.mean()), low, high, float(floor.mean()))
 
 
 def _attacks(

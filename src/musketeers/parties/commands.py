@@ -293,8 +293,8 @@ def audit(
     """Attack what a domain published, and what it could publish instead.
 
     A row for each attack and defence: how far it comes (with a 95 % interval), its floor without
-    the vectors or by chance, the same on mixed vectors as a control, and how well the vectors rank
-    for the domain's own users. Writes and trains nothing that leaves.
+    the vectors or by chance, and the same on mixed vectors as a control; before them how well the
+    vectors rank for the domain's own users. Nothing of it leaves. docs/privacy.md has the attacks.
 
     Example: `musketeers party audit --domain tv --data tv.parquet --secret users.key --published
     publish/*`
