@@ -66,6 +66,10 @@ LEVELS: Mapping[str, Level] = {
     "4 bits": Level(Defences(bits=4)),
     "1 bit": Level(Defences(bits=1)),
     **{f"vectors, epsilon {e:g}": Level(noisy(e)) for e in (256.0, 32.0, 8.0, 1.0)},
+    **{
+        f"{n} numbers, epsilon {e:g}": Level(noisy(e).model_copy(update={"dims": n}))
+        for n, e in ((16, 32.0), (4, 32.0), (4, 8.0))
+    },
     "folded in": Level(folded=True),
     **{f"folded in, epsilon {e:g}": Level(noisy(e), folded=True) for e in (256.0, 32.0, 8.0, 1.0)},
 }
@@ -105,11 +109,10 @@ def given(
 
 def published(one: Given, how: Defences, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """What leaves, of all users, and the items that an attacker has beside it."""
-    known = one.split.train.known_users()
+    known, axes = one.split.train.known_users(), directions(one.items)
     if how.clip is not None:
-        middle = float(np.median(np.linalg.norm(one.users[known], axis=1)))
-        how = how.model_copy(update={"clip": middle})
-    axes = directions(one.items)
+        middle = np.median(np.linalg.norm(one.users[known] @ axes[:, : how.dims], axis=1))
+        how = how.model_copy(update={"clip": float(middle)})
     table = np.zeros((len(known), how.dims or dim), np.float32)
     table[known] = defended(one.users[known], axes, how)
     return table, one.items @ axes[:, : how.dims] if how.dims else one.items
