@@ -14,11 +14,12 @@ import pytest
 from test_artifacts import fail_at
 
 from musketeers.data.pseudonyms import Secret
-from musketeers.errors import ArtifactError
+from musketeers.errors import ArtifactError, RunError
 from musketeers.parties.defences import Defences
 from musketeers.parties.home import Home
 from musketeers.parties.publication import read_publication
 from musketeers.parties.release import release
+from musketeers.run_folder import locked
 from musketeers.seeding import Seed
 
 HOW = Defences(clip=1.0, epsilon=8.0, delta=1e-6)
@@ -63,6 +64,15 @@ def test_a_failure_at_any_step_spends_no_noise_twice(tmp_path, code):
         if len(made) < n:
             break
     assert n > 12
+
+
+def test_two_publishers_take_turns(tmp_path):
+    home, out = Home(tmp_path), tmp_path / "out" / "tv"
+    home.make_key()
+    with locked(tmp_path), pytest.raises(RunError, match="is writing here; wait for it or choose"):
+        publish(home, out)
+    assert not out.exists()
+    publish(home, out)
 
 
 PUBLISHER = """

@@ -181,7 +181,7 @@ def test_a_foreign_manifest_is_refused(tmp_path, text, message):
 def test_one_writer_at_a_time(unfinished):
     with create(unfinished, resume=True):
         for resume in (False, True):
-            with pytest.raises(RunError, match=f"process {os.getpid()} is writing this run; wait"):
+            with pytest.raises(RunError, match=f"process {os.getpid()} is writing here; wait"):
                 create(unfinished, resume=resume).__enter__()
     with create(unfinished, resume=True):
         pass

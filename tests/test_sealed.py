@@ -343,6 +343,11 @@ def test_a_place_can_be_an_address(signers, public):
         assert np.array_equal(read_publication(one, public, dim=DIM).users, vectors())
 
 
+def test_what_a_killed_writer_left_matches_no_pattern(file):
+    (file.parent / ".saving-123").write_bytes(b"half")
+    assert places.find([f"{file.parent}/*"]) == [str(file)]
+
+
 def test_a_file_address_is_a_path(file, public):
     assert read_publication(f"file://{file}", public, dim=DIM).domain == "tv"
 

@@ -112,7 +112,7 @@ class RunFolder:
         _check_ours(path, kind)
         with artifacts.writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path):
             check_place(path, resume=resume, kind=kind)
             run = cls(path, kind)
             settings = tomllib.loads(config_text)
@@ -286,7 +286,11 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(path: Path) -> Generator[None]:
+def locked(path: Path) -> Generator[None]:
+    """The folder `path` for this process alone until the block ends.
+
+    Raises `RunError` if another process has it.
+    """
     with artifacts.writing(path / _LOCK):
         handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -313,7 +317,7 @@ def _take_lock(path: Path, handle: int) -> None:
             ) from None
         holder = os.pread(handle, 20, 0).decode(errors="replace") or "of another user"
         raise RunError(
-            f"{path}: process {holder} is writing this run; wait for it or choose another folder"
+            f"{path}: process {holder} is writing here; wait for it or choose another folder"
         ) from None
 
 

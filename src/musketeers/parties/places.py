@@ -95,7 +95,9 @@ def _local(place: str) -> Path | None:
 def _globbed(pattern: str) -> list[str]:
     if (path := _local(pattern)) is not None:
         root = Path(path.anchor or ".")
-        return [str(one) for one in root.glob(str(path.relative_to(root))) if one.is_file()]
+        found = root.glob(str(path.relative_to(root)))
+        # a writer that was killed leaves hidden files behind
+        return [str(one) for one in found if one.is_file() and not one.name.startswith(".")]
     with _answering(pattern):
         system = _system(pattern)
         return [str(system.unstrip_protocol(name)) for name in system.glob(pattern)]

@@ -17,6 +17,7 @@ from musketeers.parties.home import Home, Release
 from musketeers.parties.publication import AboutUsers, Publication, publish, read_publication
 from musketeers.pretrain.given import narrowed, read_vectors
 from musketeers.protocols import Rows, untold
+from musketeers.run_folder import locked
 
 
 def release(
@@ -41,25 +42,25 @@ def release(
     vectors have their noise.  Raises `RunError` if that release was made before with other
     defences.
     """
-    file, signer, before = home.file(sequence), home.signer(), home.releases()
-    if len(before) >= sequence:
-        if before[sequence - 1].defences != how:
+    with locked(home.path):
+        file, signer, before = home.file(sequence), home.signer(), home.releases()
+        if len(before) < sequence:
+            with told("noise", domain) as on_rows:
+                made = defended(users, kept, how, on_rows)
+            mode, mu = _together([*(one.defences or Defences() for one in before), how])
+            about = AboutUsers(
+                users=len(keys), dim=made.shape[1], space=space, secret=secret.check,
+                defences=how, mode=mode, mu=mu, statement=statement(mode, mu, how.delta),
+            )  # fmt: skip
+            leaves = publish(str(file), keys, made, about, signer, domain=domain, sequence=sequence)
+            home.release(Release(sequence=sequence, digest=leaves.digest, defences=how))
+        elif before[sequence - 1].defences != how:
             raise RunError(
                 f"{file}: was made with other defences; publish it as it is, or make a new one "
                 "(without --resume)"
             )
-    else:
-        with told("noise", domain) as on_rows:
-            made = defended(users, kept, how, on_rows)
-        mode, mu = _together([*(one.defences or Defences() for one in before), how])
-        about = AboutUsers(
-            users=len(keys), dim=made.shape[1], space=space, secret=secret.check, defences=how,
-            mode=mode, mu=mu, statement=statement(mode, mu, how.delta),
-        )  # fmt: skip
-        leaves = publish(str(file), keys, made, about, signer, domain=domain, sequence=sequence)
-        home.release(Release(sequence=sequence, digest=leaves.digest, defences=how))
-    published = read_publication(str(file), {domain: signer.public}, dim=users.shape[1])
-    places.write(out, [file.read_bytes()])
+        published = read_publication(str(file), {domain: signer.public}, dim=users.shape[1])
+        places.write(out, [file.read_bytes()])
     return published
 
 
