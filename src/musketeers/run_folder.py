@@ -304,7 +304,8 @@ def locked(path: Path) -> Generator[None]:
             # by name: a forked helper that outlives us must not keep it
             fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
-        os.close(handle)
+        with artifacts.writing(path / _LOCK):
+            os.close(handle)
 
 
 def _take_lock(path: Path, handle: int) -> None:

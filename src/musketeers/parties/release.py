@@ -42,8 +42,9 @@ def release(
     vectors have their noise.  Raises `RunError` if that release was made before with other
     defences.
     """
+    signer = home.signer()
     with locked(home.path):
-        file, signer, before = home.file(sequence), home.signer(), home.releases()
+        file, before = home.file(sequence), home.releases()
         if len(before) < sequence:
             with told("noise", domain) as on_rows:
                 made = defended(users, kept, how, on_rows)
