@@ -108,7 +108,8 @@ def transfer(
     exchanged = exchanged.placed(users.rows(everybody.values), n_users=len(users))
     with libraries_on_one_thread():
         aligned = _aligned(given, users)
-    splits = split(reading.domains, own.split, Seed(own.seed), told=watch.rows)
+    with metered() as apart:
+        splits = split(reading.domains, own.split, Seed(own.seed), told=watch.rows)
     learned = Pretrained(
         Factors(vectors, made.factors.items), made.item_squares, made.regularization,
         made.learning_rate, made.history,
@@ -124,9 +125,10 @@ def transfer(
     for warning in overlap.warnings:
         watch.say(f"warning: {warning}")
     done = Models({domain: learned}, aligned, shared=exchanged)
+    costs = {"read": cost, "split": apart}
     inputs = {f"{name}, published": one.digest for name, one in given.latest.items()}
     fit_data(
-        own, Data(reading.domains, overlap, splits, done=done, costs={"read": cost}), out,
+        own, Data(reading.domains, overlap, splits, done=done, costs=costs), out,
         measured=models_to_measure(n_domains=len(given.alignment.domains)),
         inputs={**inputs, "alignment": given.alignment.digest},
         resume=resume, n_threads=n_threads, watch=watch, command=command,
