@@ -99,15 +99,15 @@ def test_narrower_vectors_are_filled_with_zeros(file, public):
     assert not found.users[:, DIM:].any()
 
 
-def test_a_changed_bit_of_any_byte_is_refused(file, public):
+def test_any_changed_bit_is_refused(file, public):
     data = bytearray(file.read_bytes())
-    bits = Seed(1).numpy().integers(8, size=len(data))
-    for place, bit in enumerate(bits.tolist()):
-        data[place] ^= 1 << bit
+    for place in range(8 * len(data)):
+        data[place // 8] ^= 1 << place % 8
         file.write_bytes(data)
         with pytest.raises(ArtifactError):
             read_publication(str(file), public, dim=DIM)
-        data[place] ^= 1 << bit
+        data[place // 8] ^= 1 << place % 8
+    assert 8 * len(data) > 8000
     file.write_bytes(data)
     read_publication(str(file), public, dim=DIM)
 
