@@ -38,6 +38,7 @@ from musketeers.parties.defences import Defences, defended, directions
 from musketeers.parties.fold_in import donors_items
 from musketeers.pipeline import Models, art, choices, one_for_all, smf
 from musketeers.pretrain.mf import Pretrained
+from musketeers.scorers import Trained
 from musketeers.seeding import Seed
 from musketeers.task import unwatched
 
@@ -171,15 +172,8 @@ def told(
         )
         options = {"n_threads": n_threads, "max_bytes": available() * 9 // 10}
         chosen = choices(only, replace(made, transferred=transferred), config, unwatched, **options)
-        own = choices(only, Models({name: alone[name]}), config, unwatched, **options)
-        scorers = {
-            "served": chosen[name].scorer, "own": own[name].scorer,
-            "cat_art": transferred[name].factors, "smf": alone[name].factors,
-        }  # fmt: skip
-        found[name] = {
-            kind: float(evaluate(s, whole.test, whole.seen(), n_threads=n_threads).means()[METRIC])
-            for kind, s in scorers.items()
-        }
+        scorers = {"served": chosen[name].scorer, "cat_art": transferred[name].factors}
+        found[name] = {kind: ndcg(scorer, whole) for kind, scorer in scorers.items()}
         found[name]["told"] = float(chosen[name].verdict.transfers)
     return found
 
@@ -193,9 +187,9 @@ def measured(name: str, seed: int, asked: argparse.Namespace, scratch: Path) -> 
     with libraries_on_one_thread():
         splits = split(domains, config.split, Seed(config.seed))
         alone = smf(splits, config, unwatched, n_threads=available_threads())
-        for level in asked.levels:
-            if level in found:
-                continue
+        missing = [level for level in asked.levels if level not in found]
+        best = own_best(splits, alone, config) if missing else {}
+        for level in missing:
             how = LEVELS[level]
             made = {
                 n: given(n, domains, whole, alone[n], root, folded=how.folded)
@@ -204,9 +198,10 @@ def measured(name: str, seed: int, asked: argparse.Namespace, scratch: Path) -> 
             both = {n: published(one, how.defences, config.dim) for n, one in made.items()}
             vectors = {n: table for n, (table, _) in both.items()}
             items = {n: table for n, (_, table) in both.items()}
+            served = told(vectors, splits, alone, config)
             found[level] = {
                 "attacks": attacked(vectors, items, made, root.child(level)),
-                "domains": told(vectors, splits, alone, config),
+                "domains": {n: {**best[n], **one} for n, one in served.items()},
             }
             place.write_text(json.dumps(found, indent=1))
             print(f"{name} seed {seed}: {level}: {summary([found[level]])}", flush=True)
