@@ -148,13 +148,31 @@ def attacked(
     }
 
 
+def own_best(
+    splits: Mapping[str, Split], alone: Mapping[str, Pretrained], config: RunConfig
+) -> dict[str, dict[str, float]]:
+    """What each domain can do told nothing."""
+    options = {"n_threads": available_threads(), "max_bytes": available() * 9 // 10}
+    made = choices(splits, Models(alone), config, unwatched, **options)
+    return {
+        name: {"own": ndcg(made[name].scorer, whole), "smf": ndcg(alone[name].factors, whole)}
+        for name, whole in splits.items()
+    }
+
+
+def ndcg(scorer: Trained, whole: Split) -> float:
+    """On test."""
+    n_threads = available_threads()
+    return float(evaluate(scorer, whole.test, whole.seen(), n_threads=n_threads).means()[METRIC])
+
+
 def told(
     tables: Mapping[str, np.ndarray],
     splits: Mapping[str, Split],
     alone: Mapping[str, Pretrained],
     config: RunConfig,
 ) -> dict[str, dict[str, float]]:
-    """What each domain is served, told of what the others published, and its own best."""
+    """What each domain is served, told of what the others published."""
     known = {name: one.train.known_users() for name, one in splits.items()}
     wide = {name: np.pad(t, ((0, 0), (0, config.dim - t.shape[1]))) for name, t in tables.items()}
     n_threads = available_threads()
