@@ -368,7 +368,7 @@ def test_what_cannot_be_aligned_is_refused(fresh):
     with pytest.raises(ArtifactError, match=r"nowhere.*: matches no file"):
         fresh.align(published=[str(fresh.path / "nowhere" / "*")])
     shutil.copy(fresh.home("tv").path / "key.pem", fresh.home("coordinator").path / "key.pem")
-    with pytest.raises(ConfigError, match="the settings' coordinator is"):
+    with pytest.raises(ConfigError, match=r"the settings name .* for the coordinator; use"):
         fresh.align()
 
 
@@ -385,6 +385,14 @@ def test_settings_that_need_pooled_data_are_refused(world):
     strangers = changed(world.config, {"parties": {}})
     with pytest.raises(ConfigError, match="the settings name no parties"):
         replace(world, config=strangers).align()
+
+
+def test_a_key_that_the_settings_do_not_name_is_told_before_anything_is_trained(fresh):
+    other = fresh.home("movie").path / "key.pem"
+    shutil.copy(other, fresh.home("tv").path / "key.pem")
+    with pytest.raises(ConfigError, match=r"private.tv: holds the key .* the settings name .* tv"):
+        fresh.pretrain("tv")
+    assert not fresh.home("tv").run(2).exists()
 
 
 def test_a_party_without_its_key_is_told_before_it_trains(fresh):

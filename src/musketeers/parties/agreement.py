@@ -6,7 +6,8 @@ from pathlib import Path
 
 from musketeers.config import RunConfig, changed, of_party
 from musketeers.errors import ConfigError
-from musketeers.parties.keys import check_public
+from musketeers.parties.home import Home
+from musketeers.parties.keys import Signer, check_public
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,22 @@ def agreed(config: RunConfig) -> Agreed:
         )
     check_public({**domains, "the coordinator": coordinator})
     return Agreed(coordinator, domains)
+
+
+def signer_of(config: RunConfig, home: Home, domain: str | None) -> Signer:
+    """The key in a party's folder, or the coordinator's.
+
+    Raises `ConfigError` if it is not the one that the settings name: nobody would take its files.
+    """
+    parties, signer = agreed(config), home.signer()
+    named = parties.domains.get(domain) if domain else parties.coordinator
+    if signer.public != named:
+        raise ConfigError(
+            f"{home.path}: holds the key {signer.public}, the settings name {named} for "
+            f"{domain or 'the coordinator'}; use the right private folder (--private), or correct "
+            "the settings"
+        )
+    return signer
 
 
 def settings_of(

@@ -15,12 +15,12 @@ from musketeers.errors import ConfigError, DataError
 from musketeers.exchange import UserEmbeddings
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import places
-from musketeers.parties.agreement import Agreed, agreed
+from musketeers.parties.agreement import Agreed, agreed, signer_of
 from musketeers.parties.alignment import Alignment, Source, read_alignment, write_alignment
 from musketeers.parties.home import Home, Release
 from musketeers.parties.publication import Publication, by_domain, told
 from musketeers.pipeline import one_for_all
-from musketeers.run_folder import FolderCheckpoint
+from musketeers.run_folder import FolderCheckpoint, locked
 from musketeers.runs import Quiet, Watch, thread_count
 from musketeers.training import Epoch
 
@@ -56,12 +56,7 @@ def align(
     that is older than one taken before, or that cannot be written; `ConfigError` for fewer than two
     parties; `DataError` if the pseudonyms of two cannot meet, or no user of theirs does.
     """
-    watch, parties, signer = watch or Quiet(), agreed(config), home.signer()
-    if signer.public != parties.coordinator:
-        raise ConfigError(
-            f"{home.path}: holds the key {signer.public}, the settings' coordinator is "
-            f"{parties.coordinator}; use the coordinator's private folder (--private)"
-        )
+    watch, parties, signer = watch or Quiet(), agreed(config), signer_of(config, home, None)
     found = by_domain(places.find(published), parties.domains, dim=config.dim)
     for name, (place, one) in found.items():
         home.check(place, f"publications of {name}", one.sequence, one.digest)
@@ -80,22 +75,25 @@ def align(
         aligned = replace(aligned, users=aligned.of(shared))
     else:
         aligned = _trained(shared, config, home, latest, thread_count(threads), watch)
-    sequence = 1 + max((one.sequence for one in home.releases()), default=0)
-    written: dict[str, str] = {}
-    for audience in latest if per_party else (None,):
-        rows = _rows(shared, audience)
-        place = places.inside(out, file_for(audience))
-        written[place] = write_alignment(
-            place, users.ids(rows), replace(aligned, users=aligned.users[rows]), sources, signer,
-            audience=audience, sequence=sequence,
-        )  # fmt: skip
-    for digest in written.values():
-        home.release(Release(sequence=sequence, digest=digest, defences=None))
+    files: dict[str, Path] = {}
+    with locked(home.path):
+        sequence = 1 + max((one.sequence for one in home.releases()), default=0)
+        for audience in latest if per_party else (None,):
+            rows, file = _rows(shared, audience), home.file(sequence, audience)
+            digest = write_alignment(
+                str(file), users.ids(rows), replace(aligned, users=aligned.users[rows]), sources,
+                signer, audience=audience, sequence=sequence,
+            )  # fmt: skip
+            # noted before it leaves, so that no number is given twice
+            home.release(Release(sequence=sequence, digest=digest, defences=None))
+            files[places.inside(out, file_for(audience))] = file
+        for place, file in files.items():
+            places.write(place, [file.read_bytes()])
     home.take(
         [(f"publications of {name}", one.sequence, one.digest) for name, one in latest.items()]
     )
     shutil.rmtree(home.path / _CHECKPOINTS, ignore_errors=True)
-    return list(written)
+    return list(files)
 
 
 def _sources(latest: Mapping[str, Publication], old: Alignment | None) -> tuple[Source, ...]:

@@ -2,7 +2,7 @@
 
 key.pem           the private key
 releases.json     every file that it published, in order
-releases/N.safetensors   the file itself, kept before it is published, so that noise is drawn once
+releases/         the files themselves, kept before they leave, so that noise is drawn once
 N/                stage 1 of publication N: a run like any other
 items/N/          what donors' histories say of items, if publication N is folded in
 seen.json         the latest file of each other party that was taken
@@ -71,9 +71,10 @@ class Home:
         """Note, before it leaves, what is going to."""
         self._write(_RELEASES, _RELEASE_LIST, (*self.releases(), one))
 
-    def file(self, sequence: int) -> Path:
-        """Where the file of that number is kept."""
-        return self.path / "releases" / f"{sequence}.safetensors"
+    def file(self, sequence: int, audience: str | None = None) -> Path:
+        """Where the file of that number, and for those alone, is kept."""
+        name = f"{sequence}-{audience}" if audience else f"{sequence}"
+        return self.path / "releases" / f"{name}.safetensors"
 
     def run(self, sequence: int) -> Path:
         """Where stage 1 of the publication of that number is kept."""

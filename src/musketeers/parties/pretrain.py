@@ -11,7 +11,7 @@ from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ConfigError, DataError, RunError
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import fold_in, places
-from musketeers.parties.agreement import agreed, settings_of
+from musketeers.parties.agreement import agreed, settings_of, signer_of
 from musketeers.parties.defences import Defences, directions
 from musketeers.parties.fold_in import Items, donor_rows, donors_items
 from musketeers.parties.home import Home
@@ -60,7 +60,7 @@ def pretrain(
     how.check()
     folds = how.mode == "fold-in"
     own, key = settings_of(config, domain, data, secret), Secret.read(Path(secret))
-    home.signer()  # before anything is trained
+    signer_of(config, home, domain)  # before anything is trained
     sequence = len(home.releases()) + 1
     if resume and sequence > 1 and not home.run(sequence).exists():
         sequence -= 1

@@ -11,6 +11,7 @@ from musketeers.config import RunConfig
 from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ConfigError, RunError
 from musketeers.parties import places
+from musketeers.parties.agreement import signer_of
 from musketeers.parties.defences import Defences, defended, directions
 from musketeers.parties.guarantee import Mode, statement, together
 from musketeers.parties.home import Home, Release
@@ -92,6 +93,7 @@ def publish_given(
             f"made narrower, for what to leave out would depend on the data; give {config.dim} "
             "numbers or fewer, and no dims"
         )
+    signer_of(config, home, domain)
     key = Secret.read(secret)
     keys = key.of(ids)
     if (alike := keys.is_duplicated()).any():

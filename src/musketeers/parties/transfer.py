@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float32
 
 from musketeers.cat.train import Aligned
@@ -79,29 +80,20 @@ def transfer(
     check_place(out, resume=resume)
     own = settings_of(config, domain, data, secret)
     given = _given(config, domain, shared, published, home, watch)
-    number = given.latest[domain].sequence
-    if not home.run(number).exists():
-        raise ConfigError(
-            f"{home.run(number)}: is not there: publication {number} of {domain} was made of "
-            "vectors from elsewhere, or in another private folder; pretrain here (musketeers party "
-            "pretrain), for vectors from elsewhere with pretrain.method 'given'"
-        )
-    alone = open_run(home.run(number))
+    alone = _alone(home, domain, given.latest[domain].sequence)
     # of vectors that are folded in, the party draws what is held out by a seed of its own
     own = changed(own, {"seed": alone.config.seed})
-    made, was = alone.stages.alone[domain], alone.recommender.users
-    known = alone.splits[domain].train.known_users()
-    keys, vectors = was.ids(np.flatnonzero(known)), made.factors.users[known]
+    keys, learned = _stage_1(alone, domain)
     with metered() as cost:
         reading = readers.read(own.data, base=base, told=watch.rows)
         if fingerprints(reading.domains).items() - alone.manifest["data"].items():
             raise DataError(
                 f"{own.data.domains[domain]}: is not what {domain} was pretrained on for its "
-                f"publication {number}; give the same data and secret, or "
+                f"publication {given.latest[domain].sequence}; give the same data and secret, or "
                 "pretrain, publish and align anew"
             )
         # a party knows itself as it is, whatever it told the others
-        itself = replace(given.latest[domain], keys=keys, users=vectors)
+        itself = replace(given.latest[domain], keys=keys, users=learned.factors.users)
         everybody, exchanged = told({**given.latest, domain: itself}, given.alignment.domains)
         reading = readers.among(reading, everybody.values)
     users = reading.domains.users
@@ -110,10 +102,7 @@ def transfer(
         aligned = _aligned(given, users)
     with metered() as apart:
         splits = split(reading.domains, own.split, Seed(own.seed), told=watch.rows)
-    learned = Pretrained(
-        Factors(vectors, made.factors.items), made.item_squares, made.regularization,
-        made.learning_rate, made.history,
-    ).placed(users.rows(keys), n_users=len(users))  # fmt: skip
+    learned = learned.placed(users.rows(keys), n_users=len(users))
     overlap = overlap_report(
         reading,
         {
@@ -143,6 +132,26 @@ def transfer(
         ]
     )
     return open_run(out)
+
+
+def _alone(home: Home, domain: str, number: int) -> RunResult:
+    """The run of stage 1 that the publication of that number came from."""
+    run = home.run(number)
+    if not run.exists():
+        raise ConfigError(
+            f"{run}: is not there: publication {number} of {domain} was made of vectors from "
+            "elsewhere, or in another private folder; pretrain here (musketeers party pretrain), "
+            "for vectors from elsewhere with pretrain.method 'given'"
+        )
+    return open_run(run)
+
+
+def _stage_1(run: RunResult, domain: str) -> tuple[pl.Series, Pretrained]:
+    """The pseudonyms of the users who have training pairs, and what was learned of them alone."""
+    made = run.stages.alone[domain]
+    known = np.flatnonzero(run.splits[domain].train.known_users())
+    learned = Factors(made.factors.users[known], made.factors.items)
+    return run.recommender.users.ids(known), replace(made, factors=learned)
 
 
 def _given(
