@@ -135,7 +135,7 @@ def test_the_version():
         (("fit", "x.toml"), "Missing option '--out'"),
         (("fit", "x.toml", "--out", "y", "--seed", "1"), "No such option"),
         (("fit", "x.toml", "--out", "y", "--threads", "many"), "Invalid value for '--threads'"),
-        (("recommend", "x", "--domain", "tv"), "Missing option '--user'"),
+        (("recommend", "x", "--user", "7"), "Missing option '--domain'"),
         (
             ("recommend", "x", "--domain", "tv", "--user", "1", "--format", "xml"),
             "'xml' is not one",
@@ -312,6 +312,36 @@ def test_a_request_that_cannot_be_answered_is_one_line(fitted, arguments, line):
     assert (code, out) == (1, b"")
     assert err.startswith(f"musketeers: {line}")
     assert len(err.splitlines()) == 1
+
+
+def test_the_lists_of_all_users_are_those_of_each(fitted, tmp_path, monkeypatch):
+    from musketeers import recommender
+
+    path, _ = fitted
+    monkeypatch.setattr(recommender, "_USERS_AT_A_TIME", 7)
+    place = tmp_path / "new" / "lists.parquet"
+    assert text("recommend", path, "--domain", "tv", "--all-users", "--k", 3, "--out", place) == ""
+    model = recommender.Recommender.load(path / "model")
+    each = model.recommend("tv", model.users.values, 3)
+    assert pl.read_parquet(place).equals(each)
+    assert each["user_id"].n_unique() == len(model.users) > 7
+    assert [file.name for file in place.parent.iterdir()] == ["lists.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "name users (--user ID), or ask for all of them (--all-users)"),
+        (("--user", "1", "--all-users"), "name users (--user ID), or ask for all of them"),
+        (("--all-users",), "the lists of all users are many rows, and are written as Parquet"),
+        (("--all-users", "--format", "csv", "--out", "x"), "are written as Parquet; give --out"),
+    ],
+)
+def test_whose_lists_are_wanted_must_be_clear(fitted, words, message):
+    code, _, err = call("recommend", fitted[0], "--domain", "tv", *words)
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("recommend", "--domain", "tv", "--user", "1")])

@@ -95,10 +95,10 @@ def save(
         for name, parts in {**contents, MANIFEST: [manifest]}.items():
             _write(draft / name, parts, durable=durable)
         if durable:
-            _sync_folder(draft)
+            _sync(draft)
     if durable:
         with writing(folder):
-            _sync_folder(folder.parent)
+            _sync(folder.parent)
 
 
 @contextmanager
@@ -150,7 +150,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, *parts: bytes | np.ndarray) -> None:
-    """Put the `parts` in the file `path`, replacing it; readers see the old or the new, whole.
+    """Put the `parts` in the file `path`, as `new_file` does."""
+    with new_file(path) as draft:
+        _write(draft, parts, durable=False)
+
+
+@contextmanager
+def new_file(path: Path) -> Generator[Path]:
+    """A draft to write, which replaces `path` when the block ends; readers see the old or the new.
 
     Missing parent folders are made.  Raises `ArtifactError` if the disk is full or refuses;
     the old file then stands.
@@ -159,12 +166,13 @@ def write_bytes(path: Path, *parts: bytes | np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = _draft(path)
         try:
-            _write(draft, parts, durable=True)
+            yield draft
+            _sync(draft)
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -177,7 +185,7 @@ def write_private(path: Path, data: bytes) -> None:
             raise ArtifactError(f"{path}: already exists, and is kept; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, [data], durable=True, mode=0o600)
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -391,8 +399,8 @@ def _write(path: Path, parts: Parts, *, durable: bool, mode: int = 0o666) -> Non
         os.close(handle)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

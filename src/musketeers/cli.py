@@ -234,7 +234,13 @@ def evaluate(
 def recommend(
     run: Run,
     domain: Annotated[str, typer.Option(help="The domain whose items are recommended.")],
-    user: Annotated[list[str], typer.Option(metavar="ID", help="A user's id; repeat for more.")],
+    user: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A user's id; repeat for more.")
+    ] = None,
+    all_users: Annotated[
+        bool,
+        typer.Option("--all-users", help="Everybody whom any domain knows, as Parquet into --out."),
+    ] = False,
     k: Annotated[int, typer.Option(help="Items for each user.")] = 10,
     form: Annotated[Format, typer.Option("--format", help="How to write the rows.")] = "table",
     out: Annotated[
@@ -245,17 +251,29 @@ def recommend(
     ] = False,
     secret: SecretKey = None,
 ) -> None:
-    """Recommend the best items of one domain to some users.
+    """Recommend the best items of one domain to some users, or to all.
 
     Reads the model in the folder RUN. Rows: user_id, rank, item_id, score, and strategy:
     personalised (the user has a history in this domain), cross_domain (only in others), or
     popular (unknown user). Ids are yours, as you type them.
 
     Example: `musketeers recommend runs/first --domain tv --user 17 --user 42 --k 5`
+
+    Example: `musketeers recommend runs/first --domain tv --all-users --out tv-lists.parquet`
     """
+    from musketeers.errors import ConfigError
     from musketeers.report import answers
 
+    if bool(user) == all_users:
+        raise ConfigError("name users (--user ID), or ask for all of them (--all-users)")
     model = answers.model_of(run)
+    if not user:
+        from musketeers.progress import watching
+
+        blocks = model.recommend_all(domain, k, exclude_seen=not include_seen)
+        with watching(run, resume=False) as watch, watch.rows("recommend", domain) as on_rows:
+            answers.write_all(blocks, form, out, on_rows)
+        return
     ids = answers.asked_for(user, model.users, secret)
     rows = model.recommend(domain, ids, k, exclude_seen=not include_seen)
     if secret:

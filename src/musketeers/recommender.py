@@ -1,6 +1,6 @@
 """The fitted whole: recommends in every domain, whatever trained it."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +33,8 @@ STRATEGIES = ("personalised", "cross_domain", "popular")
 
 _PERSONALISED, _CROSS_DOMAIN, _POPULAR = range(len(STRATEGIES))
 _USERS_FILE = "users.parquet"
+_USERS_AT_A_TIME = 1 << 17
+"""In a block of all users: a ranking prepares the items once a block."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +128,26 @@ class Recommender:
             domain, self.users.rows(ids), k, exclude_seen=exclude_seen, n_threads=n_threads
         )
         return _frame(ids, model.items, ranking, strategies)
+
+    def recommend_all(
+        self,
+        domain: str,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        n_threads: int | None = None,
+    ) -> Generator[pl.DataFrame]:
+        """What `recommend` gives for every user of the model, in order, a block of them at a time.
+
+        Raises what `recommend` does.
+        """
+        model = self.model(domain)
+        for start in range(0, len(self.users), _USERS_AT_A_TIME):
+            rows = np.arange(start, min(start + _USERS_AT_A_TIME, len(self.users)))
+            ranking, strategies = self.ranked(
+                domain, rows, k, exclude_seen=exclude_seen, n_threads=n_threads
+            )
+            yield _frame(self.users.ids(rows), model.items, ranking, strategies)
 
     def ranked(
         self,

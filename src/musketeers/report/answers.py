@@ -3,11 +3,13 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from pyarrow.parquet import ParquetWriter
 
 from musketeers import artifacts
 from musketeers.data.columns import numbers_if_all
@@ -85,6 +87,29 @@ def write(frame: pl.DataFrame, form: Format, out: Path | None) -> None:
         sys.stdout.flush()
     else:
         artifacts.write_bytes(out, data)
+
+
+def write_all(
+    blocks: Iterable[pl.DataFrame], form: Format, out: Path | None, on_rows: Callable[[int], object]
+) -> None:
+    """All rows to the Parquet file `out`, a block at a time, whole or not at all.
+
+    `on_rows` hears of rows that are written.  Raises `ConfigError` for another place or format.
+    """
+    if out is None or form not in ("table", "parquet"):
+        raise ConfigError(
+            "the lists of all users are many rows, and are written as Parquet; give --out FILE"
+        )
+    with artifacts.new_file(out) as draft, ExitStack() as open_files:
+        writer: ParquetWriter | None = None
+        for block in blocks:
+            table = block.to_arrow()
+            if writer is None:
+                writer = open_files.enter_context(
+                    ParquetWriter(draft, table.schema, compression="zstd")
+                )
+            writer.write_table(table)
+            on_rows(len(block))
 
 
 def _show(frame: pl.DataFrame, out: Path | None) -> None:
