@@ -307,6 +307,15 @@ def test_other_data_than_were_pretrained_on_are_refused(fresh):
     assert not (fresh.path / "other").exists()
 
 
+def test_too_little_memory_is_told_before_anything_is_trained(fresh, monkeypatch):
+    from musketeers.parties import transfer as module
+
+    monkeypatch.setattr(module, "available", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"the fit needs about .* GB of memory beside the data"):
+        fresh.transfer("tv", out=fresh.path / "other")
+    assert not (fresh.path / "other").exists()
+
+
 def test_another_secret_is_refused_at_alignment_and_at_transfer(fresh):
     (fresh.path / "users.key").unlink()
     Secret.make(fresh.secret)

@@ -356,7 +356,11 @@ def test_a_file_address_is_a_path(file, public):
     ("place", "error", "message"),
     [
         ("nothing://bucket/tv", ConfigError, "nothing://bucket/tv: is no address that is known"),
-        ("memory://bucket/nobody", ArtifactError, "memory://bucket/nobody: cannot be reached"),
+        (
+            "memory://bucket/nobody",
+            ArtifactError,
+            "memory://bucket/nobody: cannot be reached: there is no such file",
+        ),
         (
             "s3://bucket/tv",
             MissingExtraError,

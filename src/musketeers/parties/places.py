@@ -131,6 +131,8 @@ def _answering(place: str) -> Generator[None]:
         raise
     except Exception as error:  # noqa: BLE001  each store has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
         raise ArtifactError(
             f"{place}: cannot be reached: {reason}; check the address and your access"
         ) from None

@@ -16,6 +16,8 @@ from musketeers.data.overlap import overlap_report
 from musketeers.data.splits import split
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError
+from musketeers.memory import available
+from musketeers.models.needs import Size, check_fit
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import places
 from musketeers.parties.agreement import agreed, settings_of
@@ -97,6 +99,9 @@ def transfer(
         everybody, exchanged = told({**given.latest, domain: itself}, given.alignment.domains)
         reading = readers.among(reading, everybody.values)
     users = reading.domains.users
+    names, here = given.alignment.domains, reading.domains.domains[domain]
+    size = Size(len(users), (len(here.items),), len(here.pairs), own.dim, len(names))
+    check_fit(size, out, available() * 9 // 10, transfers=True)
     exchanged = exchanged.placed(users.rows(everybody.values), n_users=len(users))
     with libraries_on_one_thread():
         aligned = _aligned(given, users)
@@ -118,7 +123,7 @@ def transfer(
     inputs = {f"{name}, published": one.digest for name, one in given.latest.items()}
     fit_data(
         own, Data(reading.domains, overlap, splits, done=done, costs=costs), out,
-        measured=models_to_measure(n_domains=len(given.alignment.domains)),
+        measured=models_to_measure(n_domains=len(names)),
         inputs={**inputs, "alignment": given.alignment.digest},
         resume=resume, n_threads=n_threads, watch=watch, command=command,
     )  # fmt: skip
