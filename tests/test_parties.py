@@ -142,6 +142,16 @@ def test_what_is_published_holds_users_and_nothing_else(world):
     assert one.about.statement.startswith("No guarantee")
 
 
+def test_nothing_published_beside_the_vectors_depends_on_what_was_learned(fresh):
+    public = fresh.config.parties.domains
+    first = read_publication(fresh.published("tv"), public, dim=8)
+    fresh.pretrain("tv")
+    again = read_publication(fresh.published("tv"), public, dim=8)
+    assert np.array_equal(first.users, again.users)
+    assert first.about.space != again.about.space
+    assert first.about.model_copy(update={"space": again.about.space}) == again.about
+
+
 def test_no_raw_id_is_kept_by_a_run_under_a_secret(world):
     users = pl.read_parquet(world.data("tv"))["user_id"].unique()
     for folder in (world.home("tv").run(1), world.path / "model" / "tv"):

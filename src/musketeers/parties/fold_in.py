@@ -7,6 +7,7 @@ there are: items must not be dropped for having few users (`data.min_item`), and
 is held out must be nobody else's to know (`private_seed`).
 """
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ class Items:
             n_threads=n_threads, n_columns=len(self.ids),
         )  # fmt: skip
         return users
+
+    @property
+    def mark(self) -> str:
+        """The same for the same vectors, which depend on the donors alone."""
+        return hashlib.sha256(np.ascontiguousarray(self.vectors).data).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
         """Keep them for other users, or other data, later."""

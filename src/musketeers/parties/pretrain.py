@@ -1,5 +1,6 @@
 """In a party's own environment: stage 1, and the one file that leaves."""
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from musketeers.parties.defences import Defences, directions
 from musketeers.parties.fold_in import Items, donor_rows, donors_items
 from musketeers.parties.home import Home
 from musketeers.parties.publication import Publication, by_domain
-from musketeers.parties.release import mark, release
+from musketeers.parties.release import release
 from musketeers.protocols import untold
 from musketeers.results import RunResult
 from musketeers.runs import Watch, fit_run
@@ -88,31 +89,39 @@ def pretrain(
         raise DataError(f"{domain}: no user of it is known to another party, so nobody would leave")
     made = found.stages.alone[domain].factors
     vectors, items = made.users, made.items
+    # a digest of items would tell whoever can train them what everybody's data are
+    space = secrets.token_hex(8)
     if folds:
-        vectors, items = _folded_in(found, domain, donors, key, home, sequence)
+        kept = _items(found, domain, donors, key, home, sequence)
+        vectors, items, space = _folded_in(found, domain, kept), kept.vectors, kept.mark
     return release(
         home, sequence, out, domain, users.ids(known), vectors[known], how,
-        kept=directions(items), space=mark(items), secret=key,
+        kept=directions(items), space=space, secret=key,
         told=watch.rows if watch else untold,
     )  # fmt: skip
 
 
-def _folded_in(
+def _items(
     found: RunResult, domain: str, donors: Path | None, key: Secret, home: Home, sequence: int
-) -> tuple[Float32[np.ndarray, "user dim"], Float32[np.ndarray, "item dim"]]:
-    split, catalogue = found.splits[domain], found.recommender.domains[domain].items
-    n_threads: int = found.manifest["threads"]
-    with libraries_on_one_thread():
-        if home.items(sequence).exists():
-            kept = Items.load(home.items(sequence))
-        elif donors is None:
-            kept = Items.load(home.items(sequence - 1))
-        else:
-            rows = donor_rows(donors, found.config, domain, found.recommender.users, key)
+) -> Items:
+    """Those of the donors, or of the last publication; kept in `home`."""
+    if home.items(sequence).exists():
+        return Items.load(home.items(sequence))
+    if donors is None:
+        kept = Items.load(home.items(sequence - 1))
+    else:
+        rows = donor_rows(donors, found.config, domain, found.recommender.users, key)
+        with libraries_on_one_thread():
             kept = donors_items(
-                split, catalogue, rows, Seed(found.config.seed).child("donors"),
-                dim=found.config.dim, n_threads=n_threads,
+                found.splits[domain], found.recommender.domains[domain].items, rows,
+                Seed(found.config.seed).child("donors"),
+                dim=found.config.dim, n_threads=found.manifest["threads"],
             )  # fmt: skip
-        if not home.items(sequence).exists():
-            kept.save(home.items(sequence))
-        return kept.users(split, catalogue, n_threads=n_threads), kept.vectors
+    kept.save(home.items(sequence))
+    return kept
+
+
+def _folded_in(found: RunResult, domain: str, kept: Items) -> Float32[np.ndarray, "user dim"]:
+    catalogue = found.recommender.domains[domain].items
+    with libraries_on_one_thread():
+        return kept.users(found.splits[domain], catalogue, n_threads=found.manifest["threads"])
