@@ -278,6 +278,7 @@ def plot(found: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         panel.axhline(0, color="k", linewidth=0.6)
         panel.set(title=name, xlabel="A2: AUC of histories guessed, 1,000 users known",
                   ylabel="gain of what is served over the own best model, %")  # fmt: skip
+        panel.margins(x=0.22, y=0.12)
         panel.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})

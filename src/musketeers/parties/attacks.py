@@ -202,7 +202,7 @@ def membership(
 
 def linkage(
     users: Float32[np.ndarray, "user dim"],
-    others: Float32[np.ndarray, "user dim"],
+    others: Float32[np.ndarray, "user other_dim"],
     n_seeds: int,
     name: str,
     rng: np.random.Generator,
