@@ -226,6 +226,18 @@ def test_a_promise_that_does_not_follow_is_refused(file, signers, public):
     refused(file, public, "says of itself what does not follow from what it states")
 
 
+@pytest.mark.parametrize("defences", [{}, {"clip": 1.0, "epsilon": 8.0, "delta": 1e-6}])
+def test_less_told_than_this_release_alone_tells_is_refused(file, signers, public, defences):
+    manifest, tensors = parts(file)
+    how = Defences(**defences)
+    manifest["about"] |= {
+        "defences": how.model_dump(mode="json"), "mu": 0.01,
+        "statement": statement("vectors", 0.01, how.delta),
+    }  # fmt: skip
+    written(file, signers["tv"], manifest, tensors)
+    refused(file, public, "says of itself what does not follow from what it states")
+
+
 def test_wider_vectors_than_agreed_are_refused(file, public):
     refused(file, public, "tv's vectors have 4 numbers, the settings' dim is 3", dim=3)
 

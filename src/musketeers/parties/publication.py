@@ -25,6 +25,9 @@ _KEYS, _USERS = "keys", "users"
 _MOST_SPREAD = 1000.0
 """Times the median length that a vector may have."""
 
+_ROUNDING = 1e-9
+"""Share by which two ways to the same number may differ."""
+
 Mark = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
@@ -102,7 +105,9 @@ def read_publication(place: str, public: Mapping[str, str], *, dim: int) -> Publ
             f"{place}: {sealed.maker}'s vectors have {about.dim} numbers, the settings' dim is "
             f"{dim}; let all parties use the same settings"
         )
-    if about.statement != statement(about.mode, about.mu, about.defences.delta):
+    own = about.defences.mu
+    less = about.mu is not None and (own is None or about.mu < own * (1 - _ROUNDING))
+    if less or about.statement != statement(about.mode, about.mu, about.defences.delta):
         raise damaged(place, "says of itself what does not follow from what it states")
     check_keys(place, keys)
     lengths = np.linalg.norm(users, axis=1)
