@@ -118,19 +118,20 @@ def test_noise_cannot_be_drawn_again():
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_what_the_noise_proves_does_not_exceed_what_is_stated(epsilon):
     found = mechanism(Defences(clip=2.0, epsilon=epsilon, delta=1e-6))
-    assert 0.3 * epsilon < found.value <= epsilon == found.floor
+    assert 0.1 * epsilon < found.value <= epsilon == found.floor
     assert mechanism(Defences(clip=2.0)) is None
 
 
 def test_noise_that_is_too_small_is_noticed(monkeypatch):
     from musketeers.parties import attacks
 
-    def half(users, axes, how):
-        return users + np.float32(0.5) * (defended(0 * users, axes, how))
+    def quarter(users, axes, how):
+        return users + np.float32(0.25) * defended(0 * users, axes, how)
 
-    monkeypatch.setattr(attacks, "defended", half)
+    monkeypatch.setattr(attacks, "defended", quarter)
     found = mechanism(Defences(clip=2.0, epsilon=1.0, delta=1e-6))
-    assert found.value > found.floor
+    # near 2: half the noise would prove about what is stated, and chance decide
+    assert found.value > 1.3 * found.floor
 
 
 @pytest.mark.parametrize(
