@@ -71,8 +71,8 @@ def secret(
 ) -> None:
     """Make the key that turns users' ids into pseudonyms.
 
-    All parties use the same one; the coordinator and nobody else may have it. Whoever has it can
-    find out which of the users that they can name are in a published file.
+    All parties use the same one; neither the coordinator nor anybody else may have it. Whoever has
+    it can find out which of the users that they can name are in a published file.
 
     Example: `musketeers party secret --out users.key`
     """
