@@ -34,9 +34,10 @@ from musketeers.exchange import UserEmbeddings
 from musketeers.memory import available
 from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.parties import attacks
-from musketeers.parties.defences import Defences, defended, directions
+from musketeers.parties.defences import Defences, defended
 from musketeers.parties.fold_in import donors_items
 from musketeers.pipeline import Models, art, choices, one_for_all, smf
+from musketeers.pretrain.given import directions
 from musketeers.pretrain.mf import Pretrained
 from musketeers.scorers import Trained
 from musketeers.seeding import Seed

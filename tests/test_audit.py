@@ -193,6 +193,8 @@ def test_attributes_come_from_a_table(world, tmp_path, monkeypatch):
     assert half["floor"][0] == 0.5
     assert half["low"][0] < 0.55
     assert found.filter(attack="A3 same").is_empty()
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read .*; give a Parquet or"):
+        audited(world, "movie", attributes=tmp_path / "none.csv")
     table.drop("user_id").write_csv(tmp_path / "other.csv")
     with pytest.raises(DataError, match="no column 'user_id' among 'half', 'same'"):
         audited(world, "movie", attributes=tmp_path / "other.csv")

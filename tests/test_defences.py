@@ -15,9 +15,10 @@ from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ConfigError, DataError, RunError
 from musketeers.parties import fold_in
 from musketeers.parties.attacks import mechanism
-from musketeers.parties.defences import Defences, defended, directions, gaussian
+from musketeers.parties.defences import Defences, defended, gaussian
 from musketeers.parties.guarantee import delta_of, epsilon_of, mu_of, statement, together
 from musketeers.parties.publication import read_publication
+from musketeers.pretrain.given import directions
 from musketeers.run_files import open_run
 from musketeers.seeding import Seed
 

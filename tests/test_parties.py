@@ -15,11 +15,12 @@ from musketeers import run_files, scorers
 from musketeers.config import changed
 from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ArtifactError, ConfigError, DataError, RunError
-from musketeers.parties.alignment import read_alignment
+from musketeers.parties.alignment import read_alignment, write_alignment
 from musketeers.parties.defences import Defences
 from musketeers.parties.publication import read_publication
 from musketeers.runs import fit_run
 from musketeers.sources import Explainer, helped
+from musketeers.training import History
 from musketeers.updates import refresh
 
 
@@ -304,6 +305,25 @@ def test_each_party_can_be_given_its_own_users_alone(fresh):
     shutil.copy(written[1], written[0])
     with pytest.raises(ArtifactError, match="is for movie, not for tv"):
         fresh.transfer("tv", shared=str(fresh.path / "apart"), out=fresh.path / "other")
+
+
+def test_of_a_long_training_some_epochs_are_told_the_best_among_them(world):
+    aligned = model(world, "tv").stages.aligned
+    long = tuple(
+        replace(aligned.history.last, number=n, valid=float(n == 333)) for n in range(1000)
+    )
+    place = str(world.path / "long" / "alignment.safetensors")
+    users = model(world, "tv").recommender.users
+    write_alignment(
+        place, users.values, replace(aligned, history=History(long)),
+        read_alignment(f"{world.shared}/alignment.safetensors",
+                       world.config.parties.coordinator, dim=8).about.sources,
+        world.home("coordinator").signer(), audience=None, sequence=1,
+    )  # fmt: skip
+    found = read_alignment(place, world.config.parties.coordinator, dim=8).encoder().history
+    assert found.best.number == 333
+    assert 90 < len(found.epochs) <= 100
+    assert (found.epochs[0].number, found.last.number) == (0, 999)
 
 
 # --- refused

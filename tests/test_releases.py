@@ -31,7 +31,7 @@ def publish(home, out, sequence=1):
     users = Seed(0).numpy().standard_normal((40, 8)).astype(np.float32)
     return release(
         home, sequence, str(out), "tv", KEYS, users, HOW,
-        kept=np.eye(8, dtype=np.float32), space="0" * 16, secret=SECRET,
+        axes=np.eye(8, dtype=np.float32), space="0" * 16, secret=SECRET,
     )  # fmt: skip
 
 

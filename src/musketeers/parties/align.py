@@ -66,6 +66,9 @@ def align(
             f"{', '.join(latest) or 'nobody'} alone has published; there is something to align "
             "from two parties on"
         )
+    home.take(
+        [(f"publications of {name}", one.sequence, one.digest) for name, one in latest.items()]
+    )
     old = None if keep is None else _kept(keep, parties, latest, dim=config.dim)
     sources = _sources(latest, old)
     users, shared = told(latest, [source.domain for source in sources])
@@ -89,9 +92,6 @@ def align(
             files[places.inside(out, file_for(audience))] = file
         for place, file in files.items():
             places.write(place, [file.read_bytes()])
-    home.take(
-        [(f"publications of {name}", one.sequence, one.digest) for name, one in latest.items()]
-    )
     shutil.rmtree(home.path / _CHECKPOINTS, ignore_errors=True)
     return list(files)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +23,8 @@ MAKER = "coordinator"
 
 _KEYS, _USERS = "keys", "users"
 _WEIGHTS = "weights/"
-_MOST_EPOCHS = 200
+_MOST_EPOCHS = 100
+"""So that beside as many sources as there may be the header stays within its limit."""
 
 
 class Source(BaseModel):
@@ -134,9 +134,7 @@ def write_alignment(
         _USERS: aligned.users,
         **{_WEIGHTS + name: array for name, array in aligned.weights.items()},
     }
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    sealed = write(place, SCHEMA, about, tensors, signer, maker=MAKER, sequence=sequence, made=made)
-    return sealed.digest
+    return write(place, SCHEMA, about, tensors, signer, maker=MAKER, sequence=sequence).digest
 
 
 def _thinned(history: History) -> tuple[Pass, ...]:

@@ -15,16 +15,17 @@ from musketeers.data import files, readers
 from musketeers.data.interactions import Interactions
 from musketeers.data.pseudonyms import Secret
 from musketeers.data.vocabulary import Vocabulary
-from musketeers.errors import ConfigError
+from musketeers.errors import ConfigError, DataError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.parties import attacks, places
 from musketeers.parties.agreement import agreed, settings_of
 from musketeers.parties.attacks import Score, interval_of_mean
-from musketeers.parties.defences import Defences, defended, directions
+from musketeers.parties.defences import Defences, defended
 from musketeers.parties.fold_in import Items
 from musketeers.parties.home import Home
 from musketeers.parties.publication import Publication, by_domain
+from musketeers.pretrain.given import directions
 from musketeers.ranking import Factors
 from musketeers.results import RunResult
 from musketeers.run_files import open_run
@@ -46,7 +47,8 @@ _METRIC = "ndcg@10"
 class Truth:
     """What a party knows of its own users, those whom it published alone; and what it would give.
 
-    Items are those beside which the vectors were learned or solved for.
+    Items are those beside which the vectors were learned or solved for; pairs of others are left
+    out.
     """
 
     users: Vocabulary
@@ -241,7 +243,13 @@ def _labels(
         counts = truth.train.counts()
         return {"activity": np.searchsorted(np.quantile(counts, (1 / 3, 2 / 3)), counts)}
     column = str(own.data.column("user", domain))
-    frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_csv(file)
+    try:
+        frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_csv(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({files.one_line(error)}); give a Parquet or CSV table of ids "
+            "and attributes"
+        ) from None
     if column not in frame.columns:
         raise files.missing_column(file, column, frame.columns)
     rows = truth.users.rows(key.of(frame[column]))

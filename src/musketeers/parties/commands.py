@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from musketeers.parties.defences import Defences
     from musketeers.parties.home import Home
+    from musketeers.parties.publication import Publication
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -148,11 +149,7 @@ def pretrain(
             defences=_defences(mode, clip, dims, bits, epsilon, delta), donors=donors,
             among=among or (), resume=resume, threads=threads, watch=watch, command=sys.argv,
         )  # fmt: skip
-    about = published.about
-    typer.echo(
-        f"{out}: publication {published.sequence} of {domain}, {about.users:,} users, "
-        f"{about.dim} numbers each\n{about.statement}"
-    )
+    typer.echo(_described(out, published))
 
 
 @app.command()
@@ -186,11 +183,7 @@ def publish(
             config.load(settings), domain, embeddings, secret, out, home,
             defences=_defences("vectors", clip, dims, bits, epsilon, delta), told=watch.rows,
         )  # fmt: skip
-    about = published.about
-    typer.echo(
-        f"{out}: publication {published.sequence} of {domain}, {about.users:,} users, "
-        f"{about.dim} numbers each\n{about.statement}"
-    )
+    typer.echo(_described(out, published))
 
 
 @app.command()
@@ -311,6 +304,14 @@ def audit(
             [*published, *(more or [])], home, attributes=attributes, watch=watch,
         )  # fmt: skip
     answers.write(rows, form, out)
+
+
+def _described(out: str, published: "Publication") -> str:
+    about = published.about
+    return (
+        f"{out}: publication {published.sequence} of {published.domain}, {about.users:,} users, "
+        f"{about.dim} numbers each\n{about.statement}"
+    )
 
 
 def _home(private: Path | None, name: str) -> "Home":

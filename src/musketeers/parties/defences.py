@@ -75,18 +75,18 @@ class Defences(BaseModel):
 
 def defended(
     users: Float32[np.ndarray, "user dim"],
-    directions: Float32[np.ndarray, "dim dim"],
+    axes: Float32[np.ndarray, "dim dim"],
     how: Defences,
     on_rows: Callable[[int], object] = _nobody,
 ) -> Float32[np.ndarray, "user dims"]:
     """The vectors after `how`, in this order: fewer numbers, cut, noise, rounded.
 
-    Columns of `directions` are orthogonal, the first the one to keep longest.  Noise is drawn from
-    the system's entropy: no seed gives it again.  `on_rows` hears how many rows have their noise.
+    Columns of `axes` are orthogonal, the first the one to keep longest.  Noise is drawn from the
+    system's entropy: no seed gives it again.  `on_rows` hears how many rows have their noise.
     """
     how.check()
     if how.dims is not None:
-        users = users @ directions[:, : how.dims]
+        users = users @ axes[:, : how.dims]
     if how.clip is not None:
         lengths = np.linalg.norm(users, axis=1, keepdims=True)
         users = users * np.minimum(1, how.clip / np.maximum(lengths, np.float32(1e-30)))
@@ -98,15 +98,6 @@ def defended(
         step = 2 * most / (2**how.bits - 1)
         users = (np.round((users + most) / step) * step - most).astype(np.float32)
     return users.astype(np.float32, copy=False)
-
-
-def directions(items: Float32[np.ndarray, "item dim"]) -> Float32[np.ndarray, "dim dim"]:
-    """In which the items differ, the most important first: their right singular vectors.
-
-    Of the items alone, so that what a user is like does not move them once the items are fixed.
-    """
-    *_, axes = np.linalg.svd(np.linalg.qr(items.astype(np.float64), mode="r"))
-    return np.ascontiguousarray(axes.T.astype(np.float32))
 
 
 def gaussian(

@@ -21,6 +21,7 @@ from musketeers.errors import ArtifactError
 from musketeers.parties.defences import Defences
 from musketeers.parties.keys import Signer
 from musketeers.parties.sealed import STRICT, Count, Digest
+from musketeers.run_folder import locked
 
 _KEY, _RELEASES, _SEEN = "key.pem", "releases.json", "seen.json"
 
@@ -102,9 +103,10 @@ class Home:
             )
 
     def take(self, files: Sequence[tuple[str, int, str]]) -> None:
-        """Note (what, sequence, digest) of files that were taken."""
+        """Note (what, sequence, digest) of files that were taken, all of which were checked."""
         new = {what: Seen(sequence=number, digest=digest) for what, number, digest in files}
-        self._write(_SEEN, _SEEN_TABLE, {**self._seen(), **new})
+        with locked(self.path):
+            self._write(_SEEN, _SEEN_TABLE, {**self._seen(), **new})
 
     def _seen(self) -> dict[str, Seen]:
         return self._read(_SEEN, _SEEN_TABLE, {})

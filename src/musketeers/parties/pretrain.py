@@ -13,11 +13,12 @@ from musketeers.errors import ConfigError, DataError, RunError
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import fold_in, places
 from musketeers.parties.agreement import agreed, settings_of, signer_of
-from musketeers.parties.defences import Defences, directions
+from musketeers.parties.defences import Defences
 from musketeers.parties.fold_in import Items, donor_rows, donors_items
 from musketeers.parties.home import Home
 from musketeers.parties.publication import Publication, by_domain
 from musketeers.parties.release import release
+from musketeers.pretrain.given import directions
 from musketeers.protocols import untold
 from musketeers.results import RunResult
 from musketeers.runs import Watch, fit_run
@@ -96,7 +97,7 @@ def pretrain(
         vectors, items, space = _folded_in(found, domain, kept), kept.vectors, kept.mark
     return release(
         home, sequence, out, domain, users.ids(known), vectors[known], how,
-        kept=directions(items), space=space, secret=key,
+        axes=directions(items), space=space, secret=key,
         told=watch.rows if watch else untold,
     )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated
 
 import numpy as np
@@ -86,11 +85,7 @@ def publish(
 ) -> Publication:
     """Write a row of `users` for each of the pseudonyms `keys`, which must ascend."""
     tensors = {_KEYS: as_bytes(keys), _USERS: np.ascontiguousarray(users, np.float32)}
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    sealed = write(
-        place, SCHEMA, about, tensors, signer, maker=domain, sequence=sequence, made=made
-    )
-    return _of(sealed)
+    return _of(write(place, SCHEMA, about, tensors, signer, maker=domain, sequence=sequence))
 
 
 def read_publication(place: str, public: Mapping[str, str], *, dim: int) -> Publication:

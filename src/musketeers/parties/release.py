@@ -12,25 +12,25 @@ from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ConfigError, RunError
 from musketeers.parties import places
 from musketeers.parties.agreement import signer_of
-from musketeers.parties.defences import Defences, defended, directions
+from musketeers.parties.defences import Defences, defended
 from musketeers.parties.guarantee import Mode, statement, together
 from musketeers.parties.home import Home, Release
 from musketeers.parties.publication import AboutUsers, Publication, publish, read_publication
-from musketeers.pretrain.given import narrowed, read_vectors
+from musketeers.pretrain.given import directions, narrowed, read_vectors
 from musketeers.protocols import Rows, untold
 from musketeers.run_folder import locked
 
 
 def release(
     home: Home,
-    sequence: int,
+    sequence: int | None,
     out: str,
     domain: str,
     keys: pl.Series,
     users: Float32[np.ndarray, "user dim"],
     how: Defences,
     *,
-    kept: Float32[np.ndarray, "dim dim"],
+    axes: Float32[np.ndarray, "dim dim"],
     space: str,
     secret: Secret,
     told: Rows = untold,
@@ -38,17 +38,19 @@ def release(
     """Publish a row of `users` for each pseudonym of `keys`, which ascend, at the place `out`.
 
     The file and its entry in the list of releases are in `home` before it leaves: whoever is
-    interrupted then publishes the same noise again.  `kept` are the directions of
-    `Defences.dims`, `space` what the vectors can be compared by; `told` hears of users whose
-    vectors have their noise.  Raises `RunError` if that release was made before with other
-    defences.
+    interrupted then publishes the same noise again, by its number; None is the next one.  `axes`
+    are the directions of `Defences.dims`, with noise those of items that no user moves; `space` is
+    what the vectors can be compared by; `told` hears of users whose vectors have their noise.
+    Raises `RunError` if that release was made before with other defences.
     """
     signer = home.signer()
     with locked(home.path):
-        file, before = home.file(sequence), home.releases()
+        before = home.releases()
+        sequence = sequence or len(before) + 1
+        file = home.file(sequence)
         if len(before) < sequence:
             with told("noise", domain) as on_rows:
-                made = defended(users, kept, how, on_rows)
+                made = defended(users, axes, how, on_rows)
             mode, mu = _together([*(one.defences or Defences() for one in before), how])
             about = AboutUsers(
                 users=len(keys), dim=made.shape[1], space=space, secret=secret.check,
@@ -102,8 +104,8 @@ def publish_given(
         )
     order, users = keys.arg_sort().to_numpy(), narrowed(vectors, config.dim)
     return release(
-        home, len(home.releases()) + 1, out, domain, keys.gather(order), users[order], how,
-        kept=directions(users), space=secrets.token_hex(8), secret=key, told=told,
+        home, None, out, domain, keys.gather(order), users[order], how,
+        axes=directions(users), space=secrets.token_hex(8), secret=key, told=told,
     )  # fmt: skip
 
 

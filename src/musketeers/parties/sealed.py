@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -106,7 +107,6 @@ def write(
     *,
     maker: str,
     sequence: int,
-    made: str,
 ) -> Sealed[About]:
     """Put the arrays, which must be those that the schema names, into the file `place`."""
     found = {name: (array.dtype, array.shape) for name, array in tensors.items()}
@@ -115,6 +115,7 @@ def write(
     data = hashlib.sha256()
     for part in in_parts(tensors)[1:]:
         data.update(bytes_of(part))
+    made = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = _Manifest(
         format=FORMAT, kind=schema.kind, maker=maker, sequence=sequence, made=made,
         sha256=data.hexdigest(), about=about.model_dump(mode="json"),

@@ -127,15 +127,6 @@ def transfer(
         inputs={**inputs, "alignment": given.alignment.digest},
         resume=resume, n_threads=n_threads, watch=watch, command=command,
     )  # fmt: skip
-    home.take(
-        [
-            ("alignments", given.alignment.sequence, given.alignment.digest),
-            *(
-                (f"publications of {name}", one.sequence, one.digest)
-                for name, one in given.latest.items()
-            ),
-        ]
-    )
     return open_run(out)
 
 
@@ -198,6 +189,13 @@ def _given(
             f"{place}: {domain} took no part in it; publish (musketeers party pretrain), and let "
             "the coordinator align again"
         )
+    taken = {f"publications of {name}": one for name, one in latest.items()}
+    home.take(
+        [
+            (what, one.sequence, one.digest)
+            for what, one in {"alignments": alignment, **taken}.items()
+        ]
+    )
     for name in found:
         watch.say(f"note: {name} has published, but was not aligned; it is left out")
     return _Given(alignment, latest)

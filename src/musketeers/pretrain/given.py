@@ -151,10 +151,13 @@ def read_vectors(path: Path) -> tuple[pl.Series, Float32[np.ndarray, "row width"
 
 def narrowed(users: Float32[np.ndarray, "user width"], dim: int) -> Float32[np.ndarray, "user dim"]:
     """Vectors of `dim` numbers or fewer, whose products are as near to those given as can be."""
-    if users.shape[1] <= dim:
-        return users
-    *_, axes = np.linalg.svd(np.linalg.qr(users.astype(np.float64), mode="r"))
-    return users @ axes[:dim].T.astype(np.float32)
+    return users if users.shape[1] <= dim else users @ directions(users)[:, :dim]
+
+
+def directions(table: Float32[np.ndarray, "row width"]) -> Float32[np.ndarray, "width width"]:
+    """In which the rows differ, as columns, the most important first: right singular vectors."""
+    *_, axes = np.linalg.svd(np.linalg.qr(table.astype(np.float64), mode="r"))
+    return np.ascontiguousarray(axes.T.astype(np.float32))
 
 
 def _check(path: Path, ids: pl.Series, vectors: Float32[np.ndarray, "row width"]) -> None:
