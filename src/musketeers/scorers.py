@@ -1,9 +1,11 @@
 """What every model trains, as plain arrays and back, for saving."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Bool, Int64
 from scipy.sparse import csr_array
 
 from musketeers.baselines.linear import Linear, shape
@@ -60,6 +62,33 @@ def scorer_of(arrays: Mapping[str, np.ndarray], *, n_items: int) -> Trained:
     if weights is None:
         weights = _matrix("weights", arrays, n_columns=n_items)
     return Linear.of(_matrix("inputs", arrays, n_columns=shape(weights)[0]), weights)
+
+
+def made_ready(scorer: Trained) -> Trained:
+    """The same, for many rankings of a few users (`Factors.made_ready`)."""
+    if isinstance(scorer, Factors):
+        return scorer.made_ready()
+    if isinstance(scorer, Gated):
+        told, own = (cast(Model, made_ready(side)) for side in (scorer.told, scorer.own))
+        return replace(scorer, told=told, own=own)
+    return scorer
+
+
+def of_users(scorer: Model, rows: Int64[np.ndarray, " asked"]) -> Model:
+    """The model of these users alone, a row for each in this order."""
+    if isinstance(scorer, Factors):
+        return replace(scorer, users=scorer.users[rows])
+    return replace(scorer, inputs=csr_array(scorer.inputs[rows]))
+
+
+def sides(
+    scorer: Trained, rows: Int64[np.ndarray, " asked"]
+) -> list[tuple[Model, Bool[np.ndarray, " asked"]]]:
+    """What scores these users, and whom of them: behind a gate two models, else one."""
+    if not isinstance(scorer, Gated):
+        return [(scorer, np.ones(len(rows), np.bool_))]
+    takes = scorer.takes[rows]
+    return [(scorer.told, takes), (scorer.own, ~takes)]
 
 
 def layout(names: Mapping[str, object]) -> Layout:

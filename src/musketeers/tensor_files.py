@@ -52,13 +52,13 @@ def in_order(layout: Layout) -> list[str]:
     return sorted(layout, key=lambda name: (_TYPES.index(_type(layout[name][0])), name))
 
 
-def arrays(data: bytes) -> dict[str, np.ndarray]:
+def arrays(data: memoryview) -> dict[str, np.ndarray]:
     """The tensors of a file that `in_parts` made without notes: views of `data`, not copies.
 
     Raises `ValueError` for anything else, also for a file of the format that says the same in
     another way: whatever the header claims must be what `header` would have written.
     """
-    head = data[: 8 + int.from_bytes(data[:8], "little")]
+    head = bytes(data[: 8 + int.from_bytes(data[:8], "little")])
     try:
         fields: dict[str, dict[str, Any]] = json.loads(head[8:])
         layout = {
@@ -74,7 +74,7 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
     return views(data, layout, start=len(head))
 
 
-def views(data: bytes | bytearray, layout: Layout, *, start: int = 0) -> dict[str, np.ndarray]:
+def views(data: bytearray | memoryview, layout: Layout, *, start: int = 0) -> dict[str, np.ndarray]:
     """Arrays of this layout in the memory of `data` from `start` on, which must hold them all."""
     found, memory = dict[str, np.ndarray](), np.asarray(memoryview(data))
     for name in in_order(layout):
