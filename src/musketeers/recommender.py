@@ -1,6 +1,6 @@
 """The fitted whole: recommends in every domain, whatever trained it."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -71,6 +71,18 @@ class DomainModel:
         pairs = domain.pairs
         known, popular = train.known_users(), popularity(pairs)
         return cls(domain.items, scorer, pairs, popular, known, transfers, cold, elsewhere)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The asked users of one strategy, and what serves them."""
+
+    strategy: str
+    places: Int64[np.ndarray, " user"]
+    """Where among the asked they are, ascending."""
+    scorer: Trained
+    """Its user n is the one at ``places[n]``.  Items and weights are the domain model's own arrays,
+    so whatever is prepared of these holds here."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,9 +177,9 @@ class Recommender:
         model = self.model(domain)
         k = min(_count("k", k), max(len(model.items), 1))
         threads = available_threads() if n_threads is None else _count("n_threads", n_threads)
-        strategies = self.strategies(domain, rows)
+        strategies, parts = self._strategies(model, rows), self.parts(domain, rows)
         skip = model.seen.of_each(rows) if exclude_seen else None
-        return _ranked(model, rows, strategies, k=k, skip=skip, n_threads=threads), strategies
+        return ranked(parts, len(rows), k=k, skip=skip, n_threads=threads), strategies
 
     def fold_in(
         self,
@@ -206,9 +218,9 @@ class Recommender:
         )  # fmt: skip
         before = model.seen.of_each(rows)
         new = given.only(~given.held_by(before))
-        strategies = self.strategies(domain, rows)
+        strategies, parts = self._strategies(model, rows), self.parts(domain, rows)
         skip = before if exclude_seen else None
-        ranking = _ranked(model, rows, strategies, k=k, skip=skip, n_threads=threads)
+        ranking = ranked(parts, len(rows), k=k, skip=skip, n_threads=threads)
         if len(told := np.flatnonzero(new.known_users())):
             scorer = fold_in(
                 model.scorer, rows[told], new.of_each(told), seen=model.seen, known=model.known
@@ -272,11 +284,33 @@ class Recommender:
         known = ", ".join(map(repr, self.domains))
         raise UnknownNameError(f"domain {domain!r} is not among {known}; {remedy}")
 
-    def strategies(
-        self, domain: str, rows: Int64[np.ndarray, " asked"]
-    ) -> Int8[np.ndarray, " asked"]:
-        """Each user's place in `STRATEGIES`; -1 is one that no domain knows."""
+    def parts(self, domain: str, rows: Int64[np.ndarray, " asked"]) -> tuple[Part, ...]:
+        """What serves the asked users in `domain`, each of whom is in one of the parts.
+
+        Row -1 is a user whom no domain knows.  Raises `UnknownNameError` for an unknown domain.
+        """
         model = self.model(domain)
+        strategies = self._strategies(model, rows)
+        popular = strategies == _POPULAR
+        new = (strategies == _CROSS_DOMAIN) & (model.cold is not None)
+        found: list[Part] = []
+        for strategy, scorer, chosen in (
+            (_PERSONALISED, model.scorer, strategies == _PERSONALISED),
+            (_CROSS_DOMAIN, model.scorer, (strategies == _CROSS_DOMAIN) & ~new),
+            (_CROSS_DOMAIN, model.cold, new),
+            # the same for everyone, whoever is in no vocabulary included
+            (_POPULAR, model.popularity, popular),
+        ):
+            if scorer and chosen.any():
+                places = np.flatnonzero(chosen)
+                of = scorers.of_users(scorer, rows[places].clip(0))
+                found.append(Part(STRATEGIES[strategy], places, of))
+        return tuple(found)
+
+    def _strategies(
+        self, model: DomainModel, rows: Int64[np.ndarray, " asked"]
+    ) -> Int8[np.ndarray, " asked"]:
+        """Each user's place in `STRATEGIES`."""
         fitted = rows >= 0
         anywhere = np.zeros(len(rows), dtype=np.bool_)
         if model.transfers or model.cold:
@@ -317,32 +351,17 @@ def asked(user_ids: object, users: Vocabulary) -> pl.Series:
     return ids
 
 
-def _ranked(
-    model: DomainModel,
-    rows: Int64[np.ndarray, " asked"],
-    strategies: Int8[np.ndarray, " asked"],
-    *,
-    k: int,
-    skip: Interactions | None,
-    n_threads: int,
+def ranked(
+    parts: Sequence[Part], n: int, *, k: int, skip: Interactions | None, n_threads: int
 ) -> Ranking:
-    """The lists of the asked, each without what its row of `skip` has."""
-    popular = strategies == _POPULAR
-    new = (strategies == _CROSS_DOMAIN) & (model.cold is not None)
-    by = ((model.scorer, ~popular & ~new), (model.cold, new), (model.popularity, popular))
-    ranking = Ranking(np.full((len(rows), k), -1, dtype=np.int32), np.full((len(rows), k), np.nan))
-    # whoever is not in the vocabulary is served what is popular, which is the same for everyone
-    rows = rows.clip(0)
-    for scorer, chosen in by:
-        if not scorer or not chosen.any():
-            continue
-        for side, takes in scorers.sides(scorer, rows):
-            places = np.flatnonzero(chosen & takes)
-            part = top_k(
-                scorers.of_users(side, rows[places]), np.arange(len(places)), k=k,
-                seen=skip.of_each(places) if skip else None, n_threads=n_threads,
-            )  # fmt: skip
-            ranking.items[places], ranking.scores[places] = part.items, part.scores
+    """The lists of `n` asked users, all of whom are in `parts`, each without its row of `skip`."""
+    ranking = Ranking(np.full((n, k), -1, dtype=np.int32), np.full((n, k), np.nan))
+    for part in parts:
+        skipped = skip and skip.of_each(part.places)
+        for side, chosen in scorers.sides(part.scorer, len(part.places)):
+            places = part.places[chosen]
+            found = top_k(side, chosen, k=k, seen=skipped, n_threads=n_threads)
+            ranking.items[places], ranking.scores[places] = found.items, found.scores
     return ranking
 
 

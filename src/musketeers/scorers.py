@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from scipy.sparse import csr_array
 
 from musketeers.baselines.linear import Linear, shape
@@ -74,21 +74,23 @@ def made_ready(scorer: Trained) -> Trained:
     return scorer
 
 
-def of_users(scorer: Model, rows: Int64[np.ndarray, " asked"]) -> Model:
-    """The model of these users alone, a row for each in this order."""
+def of_users(scorer: Trained, rows: Int64[np.ndarray, " asked"]) -> Trained:
+    """The model of these users alone, a row for each in this order; items are not copied."""
     if isinstance(scorer, Factors):
         return replace(scorer, users=scorer.users[rows])
+    if isinstance(scorer, Gated):
+        told, own = (cast(Model, of_users(side, rows)) for side in (scorer.told, scorer.own))
+        return Gated(told, own, scorer.takes[rows])
     return replace(scorer, inputs=csr_array(scorer.inputs[rows]))
 
 
-def sides(
-    scorer: Trained, rows: Int64[np.ndarray, " asked"]
-) -> list[tuple[Model, Bool[np.ndarray, " asked"]]]:
-    """What scores these users, and whom of them: behind a gate two models, else one."""
+def sides(scorer: Trained, n_users: int) -> list[tuple[Model, Int64[np.ndarray, " user"]]]:
+    """What scores the users, and whom of them: behind a gate two models, else one."""
     if not isinstance(scorer, Gated):
-        return [(scorer, np.ones(len(rows), np.bool_))]
-    takes = scorer.takes[rows]
-    return [(scorer.told, takes), (scorer.own, ~takes)]
+        return [(scorer, np.arange(n_users))]
+    return [
+        (scorer.told, np.flatnonzero(scorer.takes)), (scorer.own, np.flatnonzero(~scorer.takes))
+    ]  # fmt: skip
 
 
 def layout(names: Mapping[str, object]) -> Layout:
