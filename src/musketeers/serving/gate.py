@@ -30,6 +30,7 @@ _JSON = b"application/json"
 _COMMON = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 """For every answer: what is said of a user is kept by no cache."""
 _CLOSE = (b"connection", b"close")
+_SOON = {"Retry-After": "1"}
 _POLL = 0.01
 
 
@@ -128,8 +129,7 @@ class Gate:
 
     def _check_room(self) -> None:
         if self.draining:
-            headers = {"Retry-After": "1", "Connection": "close"}
-            raise Problem(503, "draining", "The service is ending.", headers=headers)
+            raise Problem(503, "draining", "The service is ending.", headers=_SOON)
         if self._slots.full:
             raise _busy()
 
@@ -224,7 +224,7 @@ class _Head:
 
 
 def _busy() -> Problem:
-    return Problem(503, headers={"Retry-After": "1"})
+    return Problem(503, headers=_SOON)
 
 
 async def _refuse(problem: Problem, request_id: str, send: Send) -> None:

@@ -209,11 +209,13 @@ def _is_loopback(host: str) -> bool:
 
 def _of_file(path: Path) -> list[Key]:
     try:
-        if path.stat().st_mode & stat.S_IWOTH:
-            raise ConfigError(f"{path}: anyone may write it and so add keys; chmod o-w it")
-        found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        mode, content = path.stat().st_mode, path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if mode & stat.S_IWOTH:
+        raise ConfigError(f"{path}: anyone may write it and so add keys; chmod o-w it")
+    try:
+        found: Any = tomllib.loads(content.decode())
     except ValueError as error:
         raise ConfigError(f"{path}: is no TOML file in UTF-8: {_position(error)}") from None
     if unknown := sorted(found.keys() - {"keys"}):
