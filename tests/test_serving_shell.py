@@ -1,6 +1,7 @@
 """What stands around the endpoints: a small app behind the gate, in a real server."""
 
 import asyncio
+import gc
 import io
 import json
 import socket
@@ -8,22 +9,26 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Annotated
 
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from musketeers.errors import ConfigError, DataError, UnknownNameError
-from musketeers.serving import logs, metrics
+from musketeers.serving import metrics
 from musketeers.serving.gate import Gate
 from musketeers.serving.keys import Key, Keys, check_bind, new_key, requires
 from musketeers.serving.limits import Limits
+from musketeers.serving.logs import Log
 from musketeers.serving.metrics import Metrics
 from musketeers.serving.problems import RESPONSES, Problem, install
+from musketeers.serving.protocol import protocol
 
 USER = "canary-user-7f3a"
 SECRET = "canary-key-0123456789abcdefghijklmnop"
@@ -38,11 +43,11 @@ class Question(BaseModel):
     recent: dict[str, list[int]] = {}
 
 
-def small_app(keys, limits):
+def small_app(keys, limits, log):
     """Routes that do what endpoints may do, with the gate that is theirs."""
     app = FastAPI(docs_url=None, redoc_url=None, responses=RESPONSES)
     counts = Metrics()
-    gate = Gate(keys, limits, counts)
+    gate = Gate(keys, limits, counts, log)
     app.add_middleware(gate.around)
     install(app)
 
@@ -134,10 +139,12 @@ class Served:
 def serving(keys=None, form="json", **limits):
     """The small app in uvicorn, in a thread of its own, on a port that the system chooses."""
     said = io.StringIO()
-    logs.configure(form, said)
-    app, gate = small_app(keys or Keys(), Limits(**{"deadline": 20.0, **limits}))
+    log = Log(form, said)
+    log.adopt()
+    bounds = Limits(**{"deadline": 20.0, **limits})
+    app, gate = small_app(keys or Keys(), bounds, log)
     config = uvicorn.Config(
-        app, "127.0.0.1", 0, log_config=None, access_log=False, ws="none", loop="uvloop"
+        app, http=protocol(bounds), loop="uvloop", ws="none", log_config=None, access_log=False
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as place:
@@ -148,7 +155,7 @@ def serving(keys=None, form="json", **limits):
             found["loop"] = asyncio.get_running_loop()
             await server.serve([place])
 
-        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread = threading.Thread(target=lambda: uvloop.run(run()))
         thread.start()
         try:
             while not server.started:
@@ -669,12 +676,68 @@ def test_no_user_and_no_key_is_told_anywhere(form):
     assert texts[-1].count("failure") == 2
 
 
-def test_events_are_lines_of_the_same_form():
+def test_events_are_lines_of_the_same_form(capsys):
     said = io.StringIO()
-    logs.configure("json", said)
-    logs.event("swap", model_version="abc", seconds=1.5)
+    Log("json", said).event("swap", model_version="abc", seconds=1.5, fault=None)
     line = json.loads(said.getvalue())
     assert (line["event"], line["level"], line["model_version"]) == ("swap", "info", "abc")
-    logs.configure("text", said)
-    logs.event("swap", model_version="abc")
-    assert said.getvalue().splitlines()[1].endswith(" info swap model_version=abc")
+    assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
+    Log("text", said).event("swap", model_version="abc", fault=None)
+    assert said.getvalue().splitlines()[1].endswith("+00:00 info swap model_version=abc")
+    Log().event("swap")
+    assert json.loads(capsys.readouterr().err)["event"] == "swap"
+    said.close()
+    Log("json", said).event("a log that cannot be written ends nothing")
+
+
+def test_lines_of_others_are_adopted_without_the_text_of_an_exception():
+    said = io.StringIO()
+    Log("json", said).adopt()
+
+    async def forgotten():
+        raise KeyError(USER)
+
+    async def forget_it():
+        task = asyncio.create_task(forgotten())
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    asyncio.run(forget_it())
+    (line,) = map(json.loads, said.getvalue().splitlines())
+    assert (line["logger"], line["error"]) == ("asyncio", "KeyError")
+    assert line["message"] == "Task exception was never retrieved"
+    assert USER not in said.getvalue()
+
+
+# --- before a request is one ----------------------------------------------------------
+
+
+def raw_problem(answer, status, code):
+    """The document in the bytes of an answer that ends its connection."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in head
+    assert b"content-type: application/problem+json" in head
+    found = json.loads(body)
+    assert (found["status"], found["code"]) == (status, code)
+    assert f"x-request-id: {found['request_id']}".encode() in head
+
+
+def test_headers_without_end_are_stopped_while_they_come(opened):
+    for endless in (b"a" * 1000, b"x: y\r\n" * 200):
+        with opened.connect() as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: ")
+            for _ in range(40):
+                try:
+                    connection.sendall(endless)
+                except OSError:
+                    break
+            raw_problem(connection.recv(65_536), 431, "headers_too_large")
+
+
+def test_what_is_no_http_is_a_problem_too(opened):
+    for sent in (b"hello\r\n\r\n", b"GET / HTTP/1.1\r\na b: c\r\n\r\n", b"\x16\x03\x01\x02\x00"):
+        with opened.connect() as connection:
+            connection.sendall(sent)
+            raw_problem(read_all(connection), 400, "not_http")

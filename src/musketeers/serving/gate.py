@@ -14,11 +14,11 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from musketeers.serving import logs
 from musketeers.serving.keys import Key, Keys
 from musketeers.serving.limits import Limits, Rate
+from musketeers.serving.logs import Log
 from musketeers.serving.metrics import METHODS, UNMATCHED, Metrics
-from musketeers.serving.problems import MEDIA_TYPE, Problem, as_problem
+from musketeers.serving.problems import Problem, as_problem
 from musketeers.serving.slots import Slots
 
 UNGATED = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -37,11 +37,12 @@ _POLL = 0.01
 class Gate:
     """The door of one app, with what it lets in now."""
 
-    def __init__(self, keys: Keys, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, keys: Keys, limits: Limits, metrics: Metrics, log: Log) -> None:
         self.draining = False
         self._keys = keys
         self._limits = limits
         self._metrics = metrics
+        self._log = log
         self._rate = Rate(limits.rate) if limits.rate else None
         self._slots = Slots(limits.concurrency, limits.queue)
         self._unplaced = 0
@@ -94,7 +95,7 @@ class Gate:
             if problem is error:
                 self._metrics.rejected(problem.code)
             else:
-                logs.failure(error, request_id=head.request_id)
+                self._log.failure(error, request_id=head.request_id)
             if not status:
                 await _refuse(problem, head.request_id, answer)
         finally:
@@ -120,8 +121,11 @@ class Gate:
                     receive = await self._whole(receive)
                     late = Problem(504)
                     self._check_room()
-                async with self._slots.place():
+                await self._slots.enter()
+                try:
                     await app(scope, receive, send)
+                finally:
+                    self._slots.leave()
         except TimeoutError:
             if not clock.expired():
                 raise
@@ -169,13 +173,14 @@ class Gate:
         method = scope["method"] if scope["method"] in METHODS else "other"
         key: Key | None = scope["state"]["key"]
         self._metrics.answered(route, method, status, seconds)
-        logs.request(
+        self._log.event(
+            "request",
             request_id=head.request_id,
             trace_id=head.trace_id,
             method=method,
             route=route,
             status=status,
-            seconds=seconds,
+            ms=round(seconds * 1e3, 3),
             key=key and key.name,
         )
 
@@ -228,11 +233,6 @@ def _busy() -> Problem:
 
 
 async def _refuse(problem: Problem, request_id: str, send: Send) -> None:
-    body = problem.body(request_id)
-    headers = [
-        (b"content-type", MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        *((n.lower().encode(), v.encode()) for n, v in problem.headers.items()),
-    ]
+    headers, body = problem.encoded(request_id)
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,9 +1,10 @@
 """Every error of the service in one form: RFC 9457 problem documents.
 
 Gives `Problem`, the exception to raise; `as_problem`, what any exception is to the caller;
-`install`, which makes an app answer with them; `RESPONSES`, what its OpenAPI document says of
-them.  An answer repeats nothing of a request (no id, body, header or key) and nothing of an
-exception that was not written for callers: its text could hold an id.
+`install`, which makes an app answer with them; `raw`, for where there is no app yet; and
+`RESPONSES`, what its OpenAPI document says of them.  An answer repeats nothing of a request (no
+id, body, header or key) and nothing of an exception that was not written for callers: its text
+could hold an id.
 """
 
 import json
@@ -81,9 +82,9 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         super().__init__(f"{status} {self.code}: {self.detail}")
 
-    def body(self, request_id: str) -> bytes:
-        """The problem document."""
-        return json.dumps(
+    def encoded(self, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """The headers and the document of the answer."""
+        body = json.dumps(
             {
                 "type": "about:blank",
                 "title": HTTPStatus(self.status).phrase,
@@ -94,6 +95,8 @@ class Problem(Exception):
                 "errors": [{"pointer": e.pointer, "detail": e.detail} for e in self.errors],
             }
         ).encode()
+        headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **self.headers}
+        return [(n.lower().encode(), v.encode()) for n, v in headers.items()], body
 
 
 def as_problem(error: Exception) -> Problem:
@@ -130,6 +133,14 @@ def install(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi
+
+
+def raw(problem: Problem, request_id: str) -> bytes:
+    """The whole answer as HTTP/1.1 has it, for a connection that ends with it."""
+    headers, body = problem.encoded(request_id)
+    headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
+    first = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n".encode()
+    return first + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
 
 
 def response(status: int) -> dict[str, Any]:
@@ -186,12 +197,10 @@ async def _answer(request: Request, error: Exception) -> Response:
         problem = as_problem(error)
     else:
         problem = Problem(405, headers={"Allow": ", ".join(_allowed(request.app, request.scope))})
-    return Response(
-        problem.body(request.scope.get("state", {}).get("request_id", "")),
-        problem.status,
-        problem.headers,
-        MEDIA_TYPE,
-    )
+    answer = Response(status_code=problem.status)
+    request_id = request.scope.get("state", {}).get("request_id", "")
+    answer.raw_headers, answer.body = problem.encoded(request_id)
+    return answer
 
 
 def _allowed(app: FastAPI, scope: Scope) -> list[str]:

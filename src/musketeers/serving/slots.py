@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 
 class Slots:
@@ -21,9 +19,8 @@ class Slots:
         """Whether nobody more may wait."""
         return self.running + self.waiting >= self._room
 
-    @asynccontextmanager
-    async def place(self) -> AsyncGenerator[None]:
-        """A place until the block ends; to be asked for only unless `full`."""
+    async def enter(self) -> None:
+        """Wait for a place, to be given back by `leave`; only to be asked for unless `full`."""
         self.waiting += 1
         try:
             # whatever arrived together is counted before any of it is worked on: an endpoint that
@@ -32,10 +29,15 @@ class Slots:
             await self._take()
         finally:
             self.waiting -= 1
-        try:
-            yield
-        finally:
-            self._give()
+
+    def leave(self) -> None:
+        """Give the place to whoever waits longest."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.running -= 1
 
     async def _take(self) -> None:
         if self.running < self._places and not self._queue:
@@ -48,13 +50,5 @@ class Slots:
         except asyncio.CancelledError:
             # the place came together with the cancellation
             if turn.done() and not turn.cancelled():
-                self._give()
+                self.leave()
             raise
-
-    def _give(self) -> None:
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.running -= 1
