@@ -1,0 +1,1 @@
+"""A finished run behind HTTP: answers, fresh interactions, operation."""
