@@ -42,9 +42,9 @@ _RECENT = (
 )
 _ROWS = (
     "SELECT user, domain, item, at FROM interactions WHERE (user, domain, item) > (?, ?, ?) "
-    f"ORDER BY user, domain, item LIMIT {_PAGE}"
+    "ORDER BY user, domain, item LIMIT ?"
 )
-_NEXT_USER = f"SELECT user FROM interactions WHERE user > ? ORDER BY user LIMIT 1 OFFSET {_PAGE}"
+_NEXT_USER = "SELECT user FROM interactions WHERE user > ? ORDER BY user LIMIT 1 OFFSET ?"
 _PRUNE = "DELETE FROM interactions WHERE user > ? AND user <= ? AND at < ?"
 _PRUNE_REST = "DELETE FROM interactions WHERE user > ? AND at < ?"
 
@@ -113,7 +113,7 @@ class SqliteStore:
         while last:
             # page by page: one long read would keep the log from being reset
             with self._reading() as connection:
-                page: list[Row] = connection.execute(_ROWS, last).fetchall()
+                page: list[Row] = connection.execute(_ROWS, (*last, _PAGE)).fetchall()
             yield from page
             last = page[-1][:3] if page else None
 
@@ -122,7 +122,7 @@ class SqliteStore:
         dropped, start = 0, ""
         while start is not None:
             with self._reading() as connection:
-                found = connection.execute(_NEXT_USER, (start,)).fetchone()
+                found = connection.execute(_NEXT_USER, (start, _PAGE)).fetchone()
             stop = found[0] if found else None
             dropped += self._do(_pruning(start, stop, before))
             start = stop
