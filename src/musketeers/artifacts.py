@@ -93,10 +93,10 @@ def save(
         for name, parts in {**contents, MANIFEST: [manifest]}.items():
             _write(draft / name, parts, durable=durable)
         if durable:
-            _sync(draft)
+            sync(draft)
     if durable:
         with writing(folder):
-            _sync(folder.parent)
+            sync(folder.parent)
 
 
 @contextmanager
@@ -166,12 +166,12 @@ def new_file(path: Path) -> Generator[Path]:
         draft = _draft(path)
         try:
             yield draft
-            _sync(draft)
+            sync(draft)
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -184,7 +184,7 @@ def write_private(path: Path, data: bytes) -> None:
             raise ArtifactError(f"{path}: already exists, and is kept; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, [data], durable=True, mode=0o600)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -204,6 +204,15 @@ def writing(path: Path) -> Generator[None]:
         raise ArtifactError(
             f"{path}: cannot be written: {reason}; choose a place you may write to"
         ) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _in_parts(folder: Path, tensors: Mapping[str, np.ndarray]) -> Parts:
@@ -401,13 +410,5 @@ def _write(path: Path, parts: Parts, *, durable: bool, mode: int = 0o666) -> Non
                 left = left[os.write(handle, left) :]
         if durable:
             os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)
