@@ -20,7 +20,7 @@ from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
-from musketeers.heads.fold_in import fold_in
+from musketeers.heads.fold_in import Folding
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
 from musketeers.scorers import Layout, Trained
@@ -177,9 +177,10 @@ class Recommender:
         model = self.model(domain)
         k = min(_count("k", k), max(len(model.items), 1))
         threads = available_threads() if n_threads is None else _count("n_threads", n_threads)
-        strategies, parts = self._strategies(model, rows), self.parts(domain, rows)
+        parts = self.parts(domain, rows)
         skip = model.seen.of_each(rows) if exclude_seen else None
-        return ranked(parts, len(rows), k=k, skip=skip, n_threads=threads), strategies
+        ranking = ranked(parts, len(rows), k=k, skip=skip, n_threads=threads)
+        return ranking, strategies_of(parts, len(rows))
 
     def fold_in(
         self,
@@ -216,19 +217,11 @@ class Recommender:
             users.rows(ids)[items >= 0], items[items >= 0],
             n_users=len(users), n_items=len(model.items),
         )  # fmt: skip
-        before = model.seen.of_each(rows)
-        new = given.only(~given.held_by(before))
-        strategies, parts = self._strategies(model, rows), self.parts(domain, rows)
-        skip = before if exclude_seen else None
+        folding = Folding.of(model.scorer, seen=model.seen, known=model.known)
+        parts = self.parts_since(domain, rows, given, folding)
+        skip = model.seen.of_each(rows).union(given) if exclude_seen else None
         ranking = ranked(parts, len(rows), k=k, skip=skip, n_threads=threads)
-        if len(told := np.flatnonzero(new.known_users())):
-            scorer = fold_in(
-                model.scorer, rows[told], new.of_each(told), seen=model.seen, known=model.known
-            )
-            seen = before.union(new).of_each(told) if exclude_seen else None
-            part = top_k(scorer, np.arange(len(told)), k=k, seen=seen, n_threads=threads)
-            ranking.items[told], ranking.scores[told] = part.items, part.scores
-            strategies[told] = _PERSONALISED
+        strategies = strategies_of(parts, len(rows))
         return _frame(users.values, model.items, ranking, strategies)
 
     def made_ready(self) -> "Recommender":
@@ -307,6 +300,29 @@ class Recommender:
                 found.append(Part(STRATEGIES[strategy], places, of))
         return tuple(found)
 
+    def parts_since(
+        self,
+        domain: str,
+        rows: Int64[np.ndarray, " asked"],
+        recent: Interactions | None,
+        folding: Folding,
+    ) -> tuple[Part, ...]:
+        """The same, now that they have also done in `domain` what is `recent`, a row for each.
+
+        Whoever did anything that the domain does not know is told of it by `folding`, which is of
+        the domain's model, and ``personalised``.
+        """
+        new = recent and recent.only(~recent.held_by(self.model(domain).seen.of_each(rows)))
+        if new is None or not len(new):
+            return self.parts(domain, rows)
+        told = new.known_users()
+        there, rest = np.flatnonzero(told), np.flatnonzero(~told)
+        others = (
+            replace(part, places=rest[part.places]) for part in self.parts(domain, rows[rest])
+        )
+        scorer = folding.told(rows[there], new.of_each(there))
+        return *others, Part(STRATEGIES[_PERSONALISED], there, scorer)
+
     def _strategies(
         self, model: DomainModel, rows: Int64[np.ndarray, " asked"]
     ) -> Int8[np.ndarray, " asked"]:
@@ -363,6 +379,14 @@ def ranked(
             found = top_k(side, chosen, k=k, seen=skipped, n_threads=n_threads)
             ranking.items[places], ranking.scores[places] = found.items, found.scores
     return ranking
+
+
+def strategies_of(parts: Sequence[Part], n: int) -> Int8[np.ndarray, " asked"]:
+    """The place in `STRATEGIES` of what serves each of `n` asked users, all of whom are in `parts`."""
+    found = np.zeros(n, np.int8)
+    for part in parts:
+        found[part.places] = STRATEGIES.index(part.strategy)
+    return found
 
 
 def _frame(
