@@ -20,7 +20,7 @@ from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
-from musketeers.heads.fold_in import fold_in
+from musketeers.heads.fold_in import Folding
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
 from musketeers.scorers import Layout, Trained
@@ -210,9 +210,8 @@ class Recommender:
         seen = model.seen if exclude_seen else None
         ranking = _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads)
         if len(told := np.flatnonzero(new.known_users())):
-            scorer = fold_in(
-                model.scorer, rows[told], new.of_each(told), seen=model.seen, known=model.known
-            )
+            folding = Folding.of(model.scorer, seen=model.seen, known=model.known)
+            scorer = folding.told(rows[told], new.of_each(told))
             seen = before.union(new).of_each(told) if exclude_seen else None
             part = top_k(scorer, np.arange(len(told)), k=k, seen=seen, n_threads=threads)
             ranking.items[told], ranking.scores[told] = part.items, part.scores
