@@ -29,6 +29,7 @@ from musketeers.serving.logs import Log
 from musketeers.serving.metrics import Metrics
 from musketeers.serving.problems import RESPONSES, Problem, install
 from musketeers.serving.protocol import protocol
+from musketeers.serving.slots import Slots
 
 USER = "canary-user-7f3a"
 SECRET = "canary-key-0123456789abcdefghijklmnop"
@@ -548,6 +549,29 @@ def test_the_deadline_holds_at_work_and_in_the_queue():
         # the place of the one at work and the turns of those that waited are free again
         assert client.get("/wait/0").status_code == 200
         assert (served.gate._slots.running, served.gate._slots.waiting) == (0, 0)
+
+
+def test_a_place_that_comes_together_with_a_cancellation_is_passed_on():
+    async def story():
+        slots = Slots(1, 3)
+        await slots.enter()
+        first, second, third = (asyncio.create_task(slots.enter()) for _ in range(3))
+        while slots.waiting < 3:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert slots.full
+        second.cancel()
+        slots.leave()
+        first.cancel()
+        await asyncio.wait([first, second, third])
+        assert first.cancelled()
+        assert second.cancelled()
+        assert not third.cancelled()
+        assert (slots.running, slots.waiting) == (1, 0)
+        slots.leave()
+        assert (slots.running, slots.waiting) == (0, 0)
+
+    asyncio.run(story())
 
 
 def test_health_and_metrics_answer_while_everything_is_taken():

@@ -113,14 +113,14 @@ class Gate:
             return
         self._check_room()
         self._check_rate(key)
-        late = Problem(408, headers={"Connection": "close"}) if head.has_body else Problem(504)
+        reading = head.has_body
         clock = asyncio.timeout(self._limits.deadline)
         try:
             async with clock:
-                if head.has_body:
+                if reading:
                     receive = await self._whole(receive)
-                    late = Problem(504)
                     self._check_room()
+                    reading = False
                 await self._slots.enter()
                 try:
                     await app(scope, receive, send)
@@ -129,7 +129,9 @@ class Gate:
         except TimeoutError:
             if not clock.expired():
                 raise
-            raise late from None
+            if reading:
+                raise Problem(408, headers={"Connection": "close"}) from None
+            raise Problem(504) from None
 
     def _check_room(self) -> None:
         if self.draining:

@@ -7,7 +7,6 @@ id, body, header or key) and nothing of an exception that was not written for ca
 could hold an id.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -84,7 +84,7 @@ class Problem(Exception):
 
     def encoded(self, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """The headers and the document of the answer."""
-        body = json.dumps(
+        body = to_json(
             {
                 "type": "about:blank",
                 "title": HTTPStatus(self.status).phrase,
@@ -94,7 +94,7 @@ class Problem(Exception):
                 "request_id": request_id,
                 "errors": [{"pointer": e.pointer, "detail": e.detail} for e in self.errors],
             }
-        ).encode()
+        )
         headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **self.headers}
         return [(n.lower().encode(), v.encode()) for n, v in headers.items()], body
 
