@@ -17,7 +17,7 @@ from musketeers.seeding import Seed
 
 COMMANDS = (
     "fit", "add-domain", "refresh", "evaluate", "recommend", "explain", "check", "doctor", "demo",
-    "synth",
+    "synth", "interactions",
 )  # fmt: skip
 SETTINGS = """
 dim = 4

@@ -21,11 +21,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
 
 from musketeers.errors import ArtifactError
-from musketeers.tensor_files import HEADER_LIMIT, Parts, bytes_of, in_parts
+from musketeers.tensor_files import HEADER_LIMIT, Parts, arrays, bytes_of, in_parts
 
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer folder."""
@@ -95,10 +93,10 @@ def save(
         for name, parts in {**contents, MANIFEST: [manifest]}.items():
             _write(draft / name, parts, durable=durable)
         if durable:
-            _sync(draft)
+            sync(draft)
     if durable:
         with writing(folder):
-            _sync(folder.parent)
+            sync(folder.parent)
 
 
 @contextmanager
@@ -139,9 +137,10 @@ def load(folder: Path, kind: str) -> Artifact:
             raise
         raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from None
     tensors = _parsed(folder / TENSORS, contents.pop(TENSORS))
+    files = {name: bytes(data) for name, data in contents.items()}
     for name, array in tensors.items():
         check_tensor(folder / TENSORS, name, array)
-    return Artifact(tensors, manifest.about, contents)
+    return Artifact(tensors, manifest.about, files)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -167,12 +166,12 @@ def new_file(path: Path) -> Generator[Path]:
         draft = _draft(path)
         try:
             yield draft
-            _sync(draft)
+            sync(draft)
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -185,7 +184,7 @@ def write_private(path: Path, data: bytes) -> None:
             raise ArtifactError(f"{path}: already exists, and is kept; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, [data], durable=True, mode=0o600)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -205,6 +204,15 @@ def writing(path: Path) -> Generator[None]:
         raise ArtifactError(
             f"{path}: cannot be written: {reason}; choose a place you may write to"
         ) from None
+
+
+def sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _in_parts(folder: Path, tensors: Mapping[str, np.ndarray]) -> Parts:
@@ -266,7 +274,9 @@ def _read_manifest(folder: Path, kind: str) -> _Manifest:
             f"{path}: is missing, so the folder is incomplete or no artifact; save it anew"
         )
     try:
-        raw: Any = json.loads(_read(path, limit=_MANIFEST_LIMIT), parse_constant=_no_constant)
+        raw: Any = json.loads(
+            bytes(_read(path, limit=_MANIFEST_LIMIT)), parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"is not JSON ({error})") from None
     _check_format(path, raw)
@@ -311,7 +321,7 @@ def _check_listing(folder: Path, manifest: _Manifest) -> None:
         )
 
 
-def _checked(path: Path, listed: _Listed) -> bytes:
+def _checked(path: Path, listed: _Listed) -> memoryview:
     if not os.path.lexists(path):
         raise _damaged(path, f"is missing though {MANIFEST} lists it")
     data = _read(path, limit=listed.bytes)
@@ -322,26 +332,31 @@ def _checked(path: Path, listed: _Listed) -> bytes:
     return data
 
 
-def _read(path: Path, *, limit: int) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes; follows no link, waits for no pipe."""
+def _read(path: Path, *, limit: int) -> memoryview:
+    """The bytes of a regular file of at most `limit` bytes, in memory of their own that may be
+    written to; follows no link, waits for no pipe."""
     if path.is_symlink():
         raise ArtifactError(f"{path}: is a symbolic link; put the file itself there")
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
+    with os.fdopen(handle, "rb", buffering=0) as file:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
             raise _damaged(path, "is not a regular file")
         if state.st_size > limit:
             raise _damaged(path, f"has {state.st_size} bytes, more than {limit}")
-        return file.read(limit + 1)
+        # not zeroed first, as a bytearray would be
+        data, n_read = np.empty(state.st_size, np.uint8).data, 0
+        while n_read < len(data) and (more := file.readinto(data[n_read:])):
+            n_read += more
+        return data[:n_read]
 
 
-def _parsed(path: Path, data: bytes) -> dict[str, np.ndarray]:
+def _parsed(path: Path, data: memoryview) -> dict[str, np.ndarray]:
     if (size := int.from_bytes(data[:8], "little")) > HEADER_LIMIT:
         raise _damaged(path, f"has a header of {size} bytes, more than {HEADER_LIMIT}")
     try:
-        return parse_tensors(data)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        return arrays(data)
+    except ValueError as error:
         raise _damaged(path, f"is not a readable safetensors file ({error})") from None
 
 
@@ -395,13 +410,5 @@ def _write(path: Path, parts: Parts, *, durable: bool, mode: int = 0o666) -> Non
                 left = left[os.write(handle, left) :]
         if durable:
             os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

@@ -392,6 +392,44 @@ def check(config: Config) -> None:
 
 
 @app.command()
+def interactions(
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", help="What `serve --fresh` writes: a file, or redis://..."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
+    prune: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS", help="Then drop from STORE what is older, and now in the files."
+        ),
+    ] = None,
+    user: Annotated[str, typer.Option(metavar="COLUMN", help="Name for user ids.")] = "user_id",
+    item: Annotated[str, typer.Option(metavar="COLUMN", help="Name for item ids.")] = "item_id",
+    timestamp: Annotated[str, typer.Option(metavar="COLUMN", help="Name for times.")] = "timestamp",
+    text: Annotated[
+        bool, typer.Option("--text", help="Keep ids text, even where all are integers.")
+    ] = False,
+    dates: Annotated[
+        bool, typer.Option("--dates", help="Times as dates (UTC), not as integer seconds.")
+    ] = False,
+) -> None:
+    """Write what users did since the model was fitted as data for the next fit.
+
+    Reads the store that `musketeers serve` fills, which may go on doing so. Writes the folder DIR:
+    a Parquet file for each domain, to be read beside the data of before. Nothing leaves the store
+    but by --prune, once the files are on the disk.
+
+    Example: `musketeers interactions fresh.db --out data/2026-11-28 --prune 30`
+    """
+    from musketeers.serving import harvest
+
+    layout = harvest.Layout(user, item, timestamp, text=text, dates=dates)
+    for domain, rows in harvest.from_place(store, out, layout, prune=prune).items():
+        typer.echo(f"{domain}: {rows:,} interactions")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this installation computes with: versions, threads, libraries, GPU.
 

@@ -1,7 +1,7 @@
 """Exact top-k over a whole catalogue, seen items skipped."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, no_type_check
 
 import numpy as np
@@ -35,16 +35,40 @@ _LARGEST = float(np.finfo(np.float32).max) / 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """What every ranking needs of the items, worked out once."""
+
+    longest: float
+    """The largest norm of an item."""
+    catalogue: inner_products.Catalogue | None
+    """None where this machine has no use for one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Factors:
     """A model whose score is an inner product: one vector per user, one per item."""
 
     users: Float32[np.ndarray, "user dim"]
     items: Float32[np.ndarray, "item dim"]
+    ready: Ready | None = None
+    """Of these items, which then must not change; see `made_ready`."""
 
     @property
     def n_items(self) -> int:
         """See `Scorer.n_items`."""
         return len(self.items)
+
+    def made_ready(self) -> "Factors":
+        """The same, for many rankings of a few users: each then does without a pass over all items.
+
+        Raises `DataError` for items that are not finite.
+        """
+        longest = float(_norms(self.items).max(initial=0))
+        if not math.isfinite(longest):
+            raise DataError("an item's vector is not finite; the model diverged, train it again")
+        usable = inner_products.supported(self.items.shape[1])
+        catalogue = inner_products.Catalogue.of(self.items) if usable else None
+        return replace(self, ready=Ready(longest, catalogue))
 
     def score(self, users: Int[np.ndarray, " batch"]) -> Float32[np.ndarray, "batch item"]:
         """See `Scorer.score`; one matrix product."""
@@ -81,7 +105,9 @@ class Factors:
         gamma = dim * _HALF_ULP / (1 - dim * _HALF_ULP)
         lengths = _norms(self.users[users])
         with np.errstate(invalid="ignore"):
-            largest = lengths * _norms(self.items).max(initial=0)
+            largest = lengths * (
+                self.ready.longest if self.ready else _norms(self.items).max(initial=0)
+            )
         bounds = np.where(lengths > 0, 2 * (gamma * largest + dim * _TINY), 0.0)
         return np.where(largest < _LARGEST, bounds, np.inf)
 
@@ -123,8 +149,7 @@ def top_k(
     shortlists = _on_gpu(scorer, skip, k=min(k, scorer.n_items))
     if shortlists:
         n_threads, size = 1, shortlists.size
-    elif isinstance(scorer, Factors) and _bounds_pay(scorer, n_users=len(users)):
-        catalogue = inner_products.Catalogue.of(scorer.items)
+    elif isinstance(scorer, Factors) and (catalogue := _catalogue(scorer, n_users=len(users))):
         inner_products.rank(
             scorer.users, catalogue, users, skip, ranking.items, ranking.scores,
             n_threads=n_threads,
@@ -145,8 +170,12 @@ def top_k(
     return ranking
 
 
-def _bounds_pay(factors: Factors, *, n_users: int) -> bool:
-    return n_users >= BOUNDED_FROM and inner_products.supported(factors.items.shape[1])
+def _catalogue(factors: Factors, *, n_users: int) -> inner_products.Catalogue | None:
+    """The items sorted and rounded, where that is done already or worth it."""
+    if factors.ready:
+        return factors.ready.catalogue
+    pays = n_users >= BOUNDED_FROM and inner_products.supported(factors.items.shape[1])
+    return inner_products.Catalogue.of(factors.items) if pays else None
 
 
 def _on_gpu(scorer: Scorer, seen: Interactions, *, k: int) -> "Shortlists | None":

@@ -1,7 +1,7 @@
 """The fitted whole: recommends in every domain, whatever trained it."""
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
-from musketeers.heads.fold_in import fold_in
+from musketeers.heads.fold_in import Folding
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
 from musketeers.scorers import Layout, Trained
@@ -71,6 +71,18 @@ class DomainModel:
         pairs = domain.pairs
         known, popular = train.known_users(), popularity(pairs)
         return cls(domain.items, scorer, pairs, popular, known, transfers, cold, elsewhere)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The asked users of one strategy, and what serves them."""
+
+    strategy: str
+    places: Int64[np.ndarray, " user"]
+    """Where among the asked they are, ascending."""
+    scorer: Trained
+    """Its user n is the one at ``places[n]``.  Items and weights are the domain model's own arrays,
+    so whatever is prepared of these holds here."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,9 +177,10 @@ class Recommender:
         model = self.model(domain)
         k = min(_count("k", k), max(len(model.items), 1))
         threads = available_threads() if n_threads is None else _count("n_threads", n_threads)
-        strategies = self._strategies(model, rows)
-        seen = model.seen if exclude_seen else None
-        return _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads), strategies
+        parts = self.parts(domain, rows)
+        skip = model.seen.of_each(rows) if exclude_seen else None
+        ranking = ranked(parts, len(rows), k=k, skip=skip, n_threads=threads)
+        return ranking, strategies_of(parts, len(rows))
 
     def fold_in(
         self,
@@ -204,20 +217,29 @@ class Recommender:
             users.rows(ids)[items >= 0], items[items >= 0],
             n_users=len(users), n_items=len(model.items),
         )  # fmt: skip
-        before = model.seen.of_each(rows)
-        new = given.only(~given.held_by(before))
-        strategies = self._strategies(model, rows)
-        seen = model.seen if exclude_seen else None
-        ranking = _ranked(model, rows, strategies, k=k, seen=seen, n_threads=threads)
-        if len(told := np.flatnonzero(new.known_users())):
-            scorer = fold_in(
-                model.scorer, rows[told], new.of_each(told), seen=model.seen, known=model.known
-            )
-            seen = before.union(new).of_each(told) if exclude_seen else None
-            part = top_k(scorer, np.arange(len(told)), k=k, seen=seen, n_threads=threads)
-            ranking.items[told], ranking.scores[told] = part.items, part.scores
-            strategies[told] = _PERSONALISED
+        folding = Folding.of(model.scorer, seen=model.seen, known=model.known)
+        parts = self.parts_since(domain, rows, given, folding)
+        skip = model.seen.of_each(rows).union(given) if exclude_seen else None
+        ranking = ranked(parts, len(rows), k=k, skip=skip, n_threads=threads)
+        strategies = strategies_of(parts, len(rows))
         return _frame(users.values, model.items, ranking, strategies)
+
+    def made_ready(self) -> "Recommender":
+        """The same, for many requests of a few users: what rankings need of the items is worked out
+        once, and takes about half as much memory again as these.
+
+        Raises `DataError` for items that are not finite.
+        """
+        domains = {
+            name: replace(
+                model,
+                scorer=scorers.made_ready(model.scorer),
+                cold=model.cold and model.cold.made_ready(),
+                popularity=model.popularity.made_ready(),
+            )
+            for name, model in self.domains.items()
+        }
+        return replace(self, domains=domains)
 
     def save(self, path: Path | str) -> None:
         """Write everything to the new folder `path`; `load` gives it back bit by bit.
@@ -254,6 +276,52 @@ class Recommender:
         remedy = f"did you mean {near[0]!r}?" if near else "name one of those"
         known = ", ".join(map(repr, self.domains))
         raise UnknownNameError(f"domain {domain!r} is not among {known}; {remedy}")
+
+    def parts(self, domain: str, rows: Int64[np.ndarray, " asked"]) -> tuple[Part, ...]:
+        """What serves the asked users in `domain`, each of whom is in one of the parts.
+
+        Row -1 is a user whom no domain knows.  Raises `UnknownNameError` for an unknown domain.
+        """
+        model = self.model(domain)
+        strategies = self._strategies(model, rows)
+        popular = strategies == _POPULAR
+        new = (strategies == _CROSS_DOMAIN) & (model.cold is not None)
+        found: list[Part] = []
+        for strategy, scorer, chosen in (
+            (_PERSONALISED, model.scorer, strategies == _PERSONALISED),
+            (_CROSS_DOMAIN, model.scorer, (strategies == _CROSS_DOMAIN) & ~new),
+            (_CROSS_DOMAIN, model.cold, new),
+            # the same for everyone, whoever is in no vocabulary included
+            (_POPULAR, model.popularity, popular),
+        ):
+            if scorer and chosen.any():
+                places = np.flatnonzero(chosen)
+                of = scorers.of_users(scorer, rows[places].clip(0))
+                found.append(Part(STRATEGIES[strategy], places, of))
+        return tuple(found)
+
+    def parts_since(
+        self,
+        domain: str,
+        rows: Int64[np.ndarray, " asked"],
+        recent: Interactions | None,
+        folding: Folding,
+    ) -> tuple[Part, ...]:
+        """The same, now that they have also done in `domain` what is `recent`, a row for each.
+
+        Whoever did anything that the domain does not know is told of it by `folding`, which is of
+        the domain's model, and ``personalised``.
+        """
+        new = recent and recent.only(~recent.held_by(self.model(domain).seen.of_each(rows)))
+        if new is None or not len(new):
+            return self.parts(domain, rows)
+        told = new.known_users()
+        there, rest = np.flatnonzero(told), np.flatnonzero(~told)
+        others = (
+            replace(part, places=rest[part.places]) for part in self.parts(domain, rows[rest])
+        )
+        scorer = folding.told(rows[there], new.of_each(there))
+        return *others, Part(STRATEGIES[_PERSONALISED], there, scorer)
 
     def _strategies(
         self, model: DomainModel, rows: Int64[np.ndarray, " asked"]
@@ -299,34 +367,26 @@ def asked(user_ids: object, users: Vocabulary) -> pl.Series:
     return ids
 
 
-def _ranked(
-    model: DomainModel,
-    rows: Int64[np.ndarray, " asked"],
-    strategies: Int8[np.ndarray, " asked"],
-    *,
-    k: int,
-    seen: Interactions | None,
-    n_threads: int,
+def ranked(
+    parts: Sequence[Part], n: int, *, k: int, skip: Interactions | None, n_threads: int
 ) -> Ranking:
-    fitted, popular = rows >= 0, strategies == _POPULAR
-    new = (strategies == _CROSS_DOMAIN) & (model.cold is not None)
-    items = np.full((len(rows), k), -1, dtype=np.int32)
-    scores = np.full((len(rows), k), np.nan)
-    by = (
-        (model.scorer, ~popular & ~new),
-        (model.cold, new),
-        (model.popularity, popular & fitted),
-    )
-    for scorer, chosen in by:
-        if scorer and chosen.any():
-            part = top_k(scorer, rows[chosen], k=k, seen=seen, n_threads=n_threads)
-            items[chosen], scores[chosen] = part.items, part.scores
-    if not fitted.all():
-        # whoever is not in the vocabulary has seen nothing: one list serves them all
-        nobody = np.zeros(1, dtype=np.int64)
-        part = top_k(model.popularity, nobody, k=k, seen=None, n_threads=1)
-        items[~fitted], scores[~fitted] = part.items, part.scores
-    return Ranking(items, scores)
+    """The lists of `n` asked users, all of whom are in `parts`, each without its row of `skip`."""
+    ranking = Ranking(np.full((n, k), -1, dtype=np.int32), np.full((n, k), np.nan))
+    for part in parts:
+        skipped = skip and skip.of_each(part.places)
+        for side, chosen in scorers.sides(part.scorer, len(part.places)):
+            places = part.places[chosen]
+            found = top_k(side, chosen, k=k, seen=skipped, n_threads=n_threads)
+            ranking.items[places], ranking.scores[places] = found.items, found.scores
+    return ranking
+
+
+def strategies_of(parts: Sequence[Part], n: int) -> Int8[np.ndarray, " asked"]:
+    """The place in `STRATEGIES` of what serves each of `n` asked users, all of whom are in `parts`."""
+    found = np.zeros(n, np.int8)
+    for part in parts:
+        found[part.places] = STRATEGIES.index(part.strategy)
+    return found
 
 
 def _frame(

@@ -1,9 +1,11 @@
 """What every model trains, as plain arrays and back, for saving."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Int64
 from scipy.sparse import csr_array
 
 from musketeers.baselines.linear import Linear, shape
@@ -60,6 +62,35 @@ def scorer_of(arrays: Mapping[str, np.ndarray], *, n_items: int) -> Trained:
     if weights is None:
         weights = _matrix("weights", arrays, n_columns=n_items)
     return Linear.of(_matrix("inputs", arrays, n_columns=shape(weights)[0]), weights)
+
+
+def made_ready(scorer: Trained) -> Trained:
+    """The same, for many rankings of a few users (`Factors.made_ready`)."""
+    if isinstance(scorer, Factors):
+        return scorer.made_ready()
+    if isinstance(scorer, Gated):
+        told, own = (cast(Model, made_ready(side)) for side in (scorer.told, scorer.own))
+        return replace(scorer, told=told, own=own)
+    return scorer
+
+
+def of_users(scorer: Trained, rows: Int64[np.ndarray, " asked"]) -> Trained:
+    """The model of these users alone, a row for each in this order; items are not copied."""
+    if isinstance(scorer, Factors):
+        return replace(scorer, users=scorer.users[rows])
+    if isinstance(scorer, Gated):
+        told, own = (cast(Model, of_users(side, rows)) for side in (scorer.told, scorer.own))
+        return Gated(told, own, scorer.takes[rows])
+    return replace(scorer, inputs=csr_array(scorer.inputs[rows]))
+
+
+def sides(scorer: Trained, n_users: int) -> list[tuple[Model, Int64[np.ndarray, " user"]]]:
+    """What scores the users, and whom of them: behind a gate two models, else one."""
+    if not isinstance(scorer, Gated):
+        return [(scorer, np.arange(n_users))]
+    return [
+        (scorer.told, np.flatnonzero(scorer.takes)), (scorer.own, np.flatnonzero(~scorer.takes))
+    ]  # fmt: skip
 
 
 def layout(names: Mapping[str, object]) -> Layout:

@@ -6,6 +6,7 @@ large run.  What is written here is byte for byte what it would write.
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,40 @@ def in_order(layout: Layout) -> list[str]:
     return sorted(layout, key=lambda name: (_TYPES.index(_type(layout[name][0])), name))
 
 
+def arrays(data: memoryview) -> dict[str, np.ndarray]:
+    """The tensors of a file that `in_parts` made without notes: views of `data`, not copies.
+
+    Raises `ValueError` for anything else, also for a file of the format that says the same in
+    another way: whatever the header claims must be what `header` would have written.
+    """
+    head = bytes(data[: 8 + int.from_bytes(data[:8], "little")])
+    try:
+        fields: dict[str, dict[str, Any]] = json.loads(head[8:])
+        layout = {
+            name: (_dtype(field["dtype"]), tuple(map(int, field["shape"])))
+            for name, field in fields.items()
+        }
+        if any(n < 0 for _, shape in layout.values() for n in shape) or head != header(layout):
+            raise ValueError("the header is not the one that belongs to its tensors")
+    except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"the header says no types and shapes: {error!r}") from None
+    if len(data) - len(head) != (needed := sum(map(size, layout.values()))):
+        raise ValueError(f"{len(data) - len(head)} bytes follow the header, not {needed}")
+    return views(data, layout, start=len(head))
+
+
+def views(data: bytearray | memoryview, layout: Layout, *, start: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of this layout in the memory of `data` from `start` on, which must hold them all."""
+    found, memory = dict[str, np.ndarray](), np.asarray(memoryview(data))
+    for name in in_order(layout):
+        kind, shape = layout[name]
+        flat = memory[start : start + size(layout[name])]
+        array = flat.view(kind.newbyteorder("<")).reshape(shape)
+        found[name] = array.astype(kind, copy=False)
+        start += size(layout[name])
+    return {name: found[name] for name in layout}
+
+
 def size(of: tuple[np.dtype, tuple[int, ...]]) -> int:
     """Bytes of an array of this type and shape."""
     kind, shape = of
@@ -67,3 +102,9 @@ def bytes_of(part: bytes | np.ndarray) -> memoryview:
 
 def _type(kind: np.dtype) -> str:
     return "BOOL" if kind.kind == "b" else f"{kind.kind.upper()}{8 * kind.itemsize}"
+
+
+def _dtype(name: str) -> np.dtype:
+    if name not in _TYPES:
+        raise ValueError(f"{name} is no type of an array")
+    return np.dtype("bool" if name == "BOOL" else f"{name[0].lower()}{int(name[1:]) // 8}")

@@ -17,11 +17,11 @@ $$u = \Bigl(\sum_H d_i d_i^\top + (|H| + 2n) C + \lambda I\Bigr)^{-1}
       \Bigl(m \sum_H d_i + (2 n C + \lambda I) u_0\Bigr).$$
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import solve
 from scipy.sparse import csr_array
 
@@ -40,47 +40,120 @@ _TYPICAL = 1000
 """Known users, spread evenly over all, who stand for all."""
 
 
-def fold_in(
-    model: Linear | Factors | Gated,
-    rows: Int64[np.ndarray, " asked"],
-    pairs: Interactions,
-    *,
-    seen: Interactions,
-    known: Bool[np.ndarray, " user"],
-) -> Linear | Factors | Gated:
-    """The model of the users at `rows`, in this order, who have also done `pairs`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Folding:
+    """A model, prepared to be told more of a few users at a time; safe to use from threads.
 
-    Row -1 is a user whom the model does not know.  `pairs` has a row for each of the asked, none of
-    which is in `seen`, what the model knows of all its users; `known` are those whom it learned
-    from.  Where these are all alike, as in popularity, so are the asked.  Behind a gate a stranger
-    is served by the domain's own model, since nobody tells of one.
+    It holds no table beside the model's.
+    """
+
+    model: Model | Gated
+    seen: Interactions
+    """What the model knows of all its users."""
+    pulls: tuple["_Pull | None", ...]
+    """Of the model, or of those on the sides of a gate; a linear one needs none."""
+
+    @classmethod
+    def of(
+        cls, model: Model | Gated, *, seen: Interactions, known: Bool[np.ndarray, " user"]
+    ) -> "Folding":
+        """In one pass over the items; `known` are the users whom the model learned from."""
+        pulls = (
+            _Pull.of(side, seen, known) if isinstance(side, Factors) else None
+            for side in _sides(model)
+        )
+        return cls(model, seen, tuple(pulls))
+
+    def told(
+        self,
+        rows: Int64[np.ndarray, " asked"],
+        pairs: Interactions,
+        start: Model | Gated | None = None,
+    ) -> Model | Gated:
+        """The model of the users at `rows`, in this order, who have also done `pairs`.
+
+        Row -1 is a user whom the model does not know.  `pairs` has a row for each of the asked,
+        none of which is in `seen`.  `start` is the model of the asked users, one row each, who are
+        told of the pairs, where it is no longer what the tables have of them; else `of_rows`.
+
+        Who has no pairs keeps the start's vector, bit by bit.  Where the known users are all
+        alike, as in popularity, so are the asked.
+        """
+        start = start or of_rows(self.model, rows)
+        counts = self.seen.of_each(rows).counts()
+        sides = [
+            pull.told(cast(Factors, side), pairs, counts)
+            if pull
+            else with_history(cast(Linear, side), pairs)
+            for side, pull in zip(_sides(start), self.pulls, strict=True)
+        ]
+        return Gated(sides[0], sides[1], start.takes) if isinstance(start, Gated) else sides[0]
+
+
+def of_rows(model: Model | Gated, rows: Int64[np.ndarray, " asked"]) -> Model | Gated:
+    """The same model of the users at `rows` alone, in this order; items are not copied.
+
+    Of row -1, a user whom the model does not know, it is told nothing: no inputs, or a vector of 0.
+    Behind a gate such a user is served by the domain's own model.
     """
     if isinstance(model, Gated):
-        told, own = (
-            cast(Model, fold_in(side, rows, pairs, seen=seen, known=known))
-            for side in (model.told, model.own)
-        )
+        told, own = (cast(Model, of_rows(side, rows)) for side in _sides(model))
         return Gated(told, own, model.takes[rows] & (rows >= 0))
+    there = (rows >= 0).astype(np.float32)
     if isinstance(model, Linear):
         inputs = csr_array(model.inputs[rows.clip(0)])
-        inputs.data *= np.repeat((rows >= 0).astype(np.float32), np.diff(inputs.indptr))
-        return with_history(replace(model, inputs=inputs), pairs)
-    typical = np.flatnonzero(known)
-    typical = typical[:: max(1, len(typical) // _TYPICAL)]
-    if (model.users[typical] == model.users[typical[0]]).all():
-        return Factors(np.tile(model.users[typical[0]], (len(rows), 1)), model.items)
-    apart = model.items.astype(np.float64)
-    apart -= apart.mean(axis=0)
-    covariance = apart.T @ apart / len(apart)
-    dim = len(covariance)
-    hold = (HOLD * np.trace(covariance) / dim or 1.0) * np.eye(dim)
-    # by how much what known users have stands above the mean item
-    margin = np.mean([(apart[seen.of(u)] @ model.users[u]).mean() for u in typical.tolist()])
-    users = np.zeros((len(rows), dim), np.float32)
-    for place, row in enumerate(rows.tolist()):
-        new, start, prior = apart[pairs.of(place)], np.zeros(dim), hold
-        if row >= 0:
-            start, prior = model.users[row], hold + 2 * len(seen.of(row)) * covariance
-        left = new.T @ new + len(new) * covariance + prior
-        users[place] = solve(left, margin * new.sum(axis=0) + prior @ start, assume_a="pos")
+        inputs.data *= np.repeat(there, np.diff(inputs.indptr))
+        return replace(model, inputs=inputs)
+    users = model.users[rows.clip(0)]
+    users[rows < 0] = 0
     return Factors(users, model.items)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pull:
+    """What the vectors of a model's users are solved for with."""
+
+    mean: Float64[np.ndarray, " dim"]
+    """Of the items."""
+    covariance: Float64[np.ndarray, "dim dim"]
+    hold: Float64[np.ndarray, "dim dim"]
+    margin: float
+    """By how much what known users have stands above the mean item."""
+    same: Float32[np.ndarray, " dim"] | None
+    """The vector of all known users, if they are alike."""
+
+    @classmethod
+    def of(cls, model: Factors, seen: Interactions, known: Bool[np.ndarray, " user"]) -> "_Pull":
+        typical = np.flatnonzero(known)
+        typical = typical[:: max(1, len(typical) // _TYPICAL)]
+        first = (
+            model.users[typical[0]] if len(typical) else np.zeros(model.items.shape[1], np.float32)
+        )
+        same = first if (model.users[typical] == first).all() else None
+        apart = model.items.astype(np.float64)
+        mean = apart.mean(axis=0)
+        apart -= mean
+        covariance = apart.T @ apart / len(apart)
+        dim = len(covariance)
+        hold = (HOLD * np.trace(covariance) / dim or 1.0) * np.eye(dim)
+        margins = [(apart[seen.of(u)] @ model.users[u]).mean() for u in typical.tolist()]
+        return cls(mean, covariance, hold, float(np.mean(margins or [0.0])), same)
+
+    def told(
+        self, start: Factors, pairs: Interactions, counts: Int64[np.ndarray, " asked"]
+    ) -> Factors:
+        """The users of `start`, of whom the model knows so many pairs, with these too."""
+        if self.same is not None:
+            return Factors(np.tile(self.same, (len(counts), 1)), start.items)
+        users = start.users.copy()
+        for place in np.flatnonzero(pairs.known_users()).tolist():
+            new = start.items[pairs.of(place)].astype(np.float64) - self.mean
+            prior = self.hold + 2 * counts[place] * self.covariance
+            left = new.T @ new + len(new) * self.covariance + prior
+            right = self.margin * new.sum(axis=0) + prior @ start.users[place]
+            users[place] = solve(left, right, assume_a="pos")
+        return Factors(users, start.items)
+
+
+def _sides(model: Model | Gated) -> tuple[Model, ...]:
+    return (model.told, model.own) if isinstance(model, Gated) else (model,)

@@ -28,9 +28,9 @@ from musketeers.tensor_files import (
     Layout,
     bytes_of,
     header,
-    in_order,
     in_parts,
     size,
+    views,
 )
 
 FORMAT = 1
@@ -148,7 +148,7 @@ def read(place: str, schema: Schema[About], public: Mapping[str, str]) -> Sealed
         data = _data(place, take, n_bytes - len(head), sum(map(size, layout.values())))
     if hashlib.sha256(data).hexdigest() != manifest.sha256:
         raise damaged(place, "does not have the SHA-256 that its manifest says")
-    tensors = _arrays(data, layout)
+    tensors = views(data, layout)
     for name, array in tensors.items():
         check_tensor(place, name, array)
     return Sealed(
@@ -271,17 +271,3 @@ def _data(place: str, take: Callable[[int], bytes], there: int, wanted: int) -> 
     if start < wanted:
         raise damaged(place, f"ends after {start:,} of {wanted:,} bytes")
     return data
-
-
-def _arrays(data: bytearray, layout: Layout) -> dict[str, np.ndarray]:
-    """The arrays in that memory, without a copy."""
-    tensors: dict[str, np.ndarray] = {}
-    start = 0
-    for name in in_order(layout):
-        kind, shape = layout[name]
-        stop = start + size(layout[name])
-        tensors[name] = np.frombuffer(data, kind, offset=start, count=int(np.prod(shape))).reshape(
-            shape
-        )
-        start = stop
-    return tensors

@@ -1,0 +1,191 @@
+"""Lists for a few users at once, from one version of the model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import numpy as np
+from jaxtyping import Int64
+from scipy.sparse import csr_array
+
+from musketeers.baselines.linear import Linear, shape
+from musketeers.data.interactions import Interactions
+from musketeers.heads.gate import Gated
+from musketeers.ranking import top_k
+from musketeers.recommender import STRATEGIES, Part, ranked, strategies_of
+from musketeers.serving.ids import Id
+from musketeers.serving.version import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One list that somebody wants."""
+
+    user: Id
+    k: int = 10
+    exclude_seen: bool = True
+    exclude: Sequence[Id] = ()
+    """Items that are not wanted; one that the domain does not have says nothing."""
+    allow: Sequence[Id] | None = None
+    """The only items that are wanted; None: all."""
+    recent: Mapping[str, Sequence[Id]] = field(default_factory=dict[str, Sequence[Id]])
+    """What the user has just done, by domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The answer to one `Asked`."""
+
+    items: list[tuple[Id, float]]
+    """Best first, with their scores; equal scores stand in the order of their ids."""
+    strategy: str
+    degraded: bool
+    """Whether something that the user did was not used, though it could have been."""
+
+
+def lists(version: Version, domain: str, asked: Sequence[Asked]) -> list[Listed]:
+    """What each of the asked gets in `domain`, computed on this thread.
+
+    Raises `UnknownNameError` for a domain that the version does not have.
+    """
+    model, ids = version.recommender.model(domain), version.items[domain]
+    rows = version.users.rows([one.user for one in asked])
+    recent = _recent(version, asked)
+    parts, degraded = _parts(version, domain, rows, recent)
+    skip = _skipped(version, domain, asked, rows, recent.get(domain))
+    k = min(max(one.k for one in asked), len(model.items))
+    ranking = ranked(parts, len(asked), k=k, skip=skip, n_threads=1)
+    strategies = strategies_of(parts, len(asked))
+    counts = [int((row >= 0).sum()) for row in ranking.items]
+    counts = [min(n, one.k) for n, one in zip(counts, asked, strict=True)]
+    found: list[Listed] = []
+    for n, count in enumerate(counts):
+        items, scores = ids.ids(ranking.items[n, :count]), ranking.scores[n, :count].tolist()
+        pairs = list(zip(items, scores, strict=True))
+        found.append(Listed(pairs, STRATEGIES[strategies[n]], bool(degraded[n])))
+    return found
+
+
+def similar(
+    version: Version, domain: str, item: Id, k: int
+) -> tuple[list[tuple[Id, float]], str] | None:
+    """The `k` items most like `item`, best first, and by what; None for an unknown item.
+
+    By ``cosine`` of the items' vectors; where the domain's model is linear, by ``weight``: what it
+    adds to the others' scores that somebody has met this item.
+
+    Raises `UnknownNameError` for a domain that the version does not have.
+    """
+    model, ids = version.recommender.model(domain), version.items[domain]
+    (row,) = ids.rows([item]).tolist()
+    if row < 0:
+        return None
+    one, itself = np.zeros(1, np.int64), np.array([row])
+    skip = Interactions.from_pairs(one, itself, n_users=1, n_items=len(ids))
+    if vectors := version.cosines.get(domain):
+        scorer, by = replace(vectors, users=vectors.users[itself]), "cosine"
+    else:
+        scorer = model.scorer.told if isinstance(model.scorer, Gated) else model.scorer
+        scorer = cast(Linear, scorer)
+        alone = csr_array(([np.float32(1)], ([0], [row])), shape=(1, shape(scorer.inputs)[1]))
+        scorer, by = replace(scorer, inputs=alone), "weight"
+    found = top_k(scorer, one, k=min(k, len(ids)), seen=skip, n_threads=1)
+    n = int((found.items[0] >= 0).sum())
+    pairs = zip(ids.ids(found.items[0, :n]), found.scores[0, :n].tolist(), strict=True)
+    return list(pairs), by
+
+
+def _recent(version: Version, asked: Sequence[Asked]) -> dict[str, Interactions]:
+    """What the asked have just done, by domain; items that a domain does not have say nothing."""
+    found: dict[str, Interactions] = {}
+    for name in dict.fromkeys(name for one in asked for name in one.recent):
+        if name in version.items:
+            given = [one.recent.get(name, ()) for one in asked]
+            found[name] = _pairs(version, name, given)
+    return found
+
+
+def _pairs(version: Version, domain: str, of_each: Sequence[Sequence[Id]]) -> Interactions:
+    items = version.items[domain].rows([item for items in of_each for item in items])
+    users = np.repeat(np.arange(len(of_each)), [len(items) for items in of_each])
+    known = items >= 0
+    return Interactions.from_pairs(
+        users[known], items[known], n_users=len(of_each), n_items=len(version.items[domain])
+    )
+
+
+def _parts(
+    version: Version,
+    domain: str,
+    rows: Int64[np.ndarray, " asked"],
+    recent: Mapping[str, Interactions],
+) -> tuple[list[Part], np.ndarray]:
+    """What serves each of the asked, and for whom something could not be used."""
+    degraded = np.zeros(len(rows), np.bool_)
+    told = np.zeros(len(rows), np.bool_)
+    for pairs in recent.values():
+        told |= pairs.known_users()
+    parts = _placed(version.recommender.parts(domain, rows[~told]), np.flatnonzero(~told))
+    if told.any():
+        places = np.flatnonzero(told)
+        some = {name: pairs.of_each(places) for name, pairs in recent.items()}
+        more, unused = _told(version, domain, rows[places], some)
+        parts += _placed(more, places)
+        degraded[places] = unused
+    return parts, degraded
+
+
+def _told(
+    version: Version,
+    domain: str,
+    rows: Int64[np.ndarray, " asked"],
+    recent: Mapping[str, Interactions],
+) -> tuple[Sequence[Part], np.ndarray]:
+    """The same of users who have just done something."""
+    if (stages := version.stages_now()) and (told := stages.told.get(domain)):
+        return told.since(rows, recent), np.zeros(len(rows), np.bool_)
+    model = version.recommender.model(domain)
+    elsewhere = np.zeros(len(rows), np.bool_)
+    if model.transfers or model.cold:
+        for name, pairs in recent.items():
+            elsewhere |= pairs.known_users() & (name != domain)
+    return version.recommender.parts_since(
+        domain, rows, recent.get(domain), version.foldings[domain]
+    ), elsewhere
+
+
+def _placed(parts: Sequence[Part], places: Int64[np.ndarray, " some"]) -> list[Part]:
+    return [replace(part, places=places[part.places]) for part in parts]
+
+
+def _skipped(
+    version: Version,
+    domain: str,
+    asked: Sequence[Asked],
+    rows: Int64[np.ndarray, " asked"],
+    recent: Interactions | None,
+) -> Interactions:
+    """What each is not to get: seen and just done unless wanted again, denied, not allowed."""
+    hides = np.array([one.exclude_seen for one in asked])
+    skip = version.recommender.model(domain).seen.of_each(np.where(hides, rows, -1))
+    if recent:
+        skip = skip.union(recent.of_each(np.where(hides, np.arange(len(rows)), -1)))
+    if any(one.exclude for one in asked):
+        skip = skip.union(_pairs(version, domain, [one.exclude for one in asked]))
+    if any(one.allow is not None for one in asked):
+        skip = skip.union(_not_allowed(version, domain, asked))
+    return skip
+
+
+def _not_allowed(version: Version, domain: str, asked: Sequence[Asked]) -> Interactions:
+    ids = version.items[domain]
+    everything, parts = np.arange(len(ids)), list[np.ndarray]()
+    for one in asked:
+        allowed = None if one.allow is None else ids.rows(one.allow)
+        parts.append(
+            everything[:0] if allowed is None else np.delete(everything, allowed[allowed >= 0])
+        )
+    users = np.repeat(np.arange(len(asked)), [len(part) for part in parts])
+    return Interactions.from_sorted(
+        users, np.concatenate(parts), n_users=len(asked), n_items=len(ids)
+    )

@@ -1,0 +1,138 @@
+"""One version of the model, as it is served: read, checked, made ready, and never changed."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from musketeers.artifacts import MANIFEST
+from musketeers.data.pseudonyms import Secret
+from musketeers.errors import ArtifactError
+from musketeers.heads.fold_in import Folding
+from musketeers.heads.gate import Gated
+from musketeers.ranking import Factors
+from musketeers.recommender import Recommender, ranked
+from musketeers.run_folder import RunFolder
+from musketeers.serving.ids import Ids
+from musketeers.serving.stages import Stages
+
+_DIGITS = 12
+_PROBES, _PROBE_K = 4, 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """A run's model, and what answers need of it worked out once."""
+
+    name: str
+    """The first 12 digits of the SHA-256 of its manifest, which has those of all its files."""
+    run: str
+    """The name of the run's folder."""
+    loaded_at: datetime
+    recommender: Recommender
+    users: Ids
+    items: Mapping[str, Ids]
+    foldings: Mapping[str, Folding]
+    cosines: Mapping[str, Factors]
+    """The items' vectors at length 1, of the domains that are served by vectors."""
+    stages: "Future[Stages] | None"
+    """What the run's stages made, once it is there; None where nobody asked for it."""
+
+    @classmethod
+    def load(
+        cls,
+        place: Path,
+        secret: Secret | None,
+        later: Callable[[Path, Recommender], "Future[Stages] | None"],
+    ) -> "Version":
+        """The version in the folder of a finished run, or of a saved recommender.
+
+        `later` begins to read the stages of a run.  Raises `RunError` or `ArtifactError` for a
+        folder that is neither, or damaged, or changed while it was read.
+        """
+        place = place.resolve()
+        is_run = (place / "model").is_dir()
+        folder = RunFolder.open(place).path / "model" if is_run else place
+        before = _digest(folder)
+        recommender = Recommender.load(folder).made_ready()
+        if _digest(folder) != before:
+            raise ArtifactError(
+                f"{place}: changed while it was read; write each version to a folder of its own"
+            )
+        found = cls(
+            before[:_DIGITS],
+            place.name,
+            datetime.now(UTC),
+            recommender,
+            Ids.of(recommender.users, secret),
+            {name: Ids.of(model.items) for name, model in recommender.domains.items()},
+            {
+                name: Folding.of(model.scorer, seen=model.seen, known=model.known)
+                for name, model in recommender.domains.items()
+            },
+            _cosines(recommender),
+            later(place, recommender) if is_run else None,
+        )
+        found.probe()
+        return found
+
+    def stages_now(self) -> Stages | None:
+        """What the stages made; None while it is being read, and where it cannot be had."""
+        there = self.stages and self.stages.done() and not self.stages.cancelled()
+        return self.stages.result() if self.stages and there and not self.stages.exception() else None
+
+    def probe(self) -> None:
+        """Make lists of a few users in every domain.
+
+        The first ones also load the compiled loops.  Raises `MusketeersError` where that fails.
+        """
+        for name, model in self.recommender.domains.items():
+            some = np.flatnonzero(model.known)[:_PROBES]
+            rows = np.append(some, -1)
+            skip = model.seen.of_each(rows)
+            parts = self.recommender.parts(name, rows)
+            k = min(_PROBE_K, len(model.items))
+            ranked(parts, len(rows), k=k, skip=skip, n_threads=1)
+
+    def check_replaces(self, old: "Version") -> None:
+        """Raise `ArtifactError` if callers of the `old` one would get errors from this one."""
+        if gone := sorted(old.items.keys() - self.items.keys()):
+            raise ArtifactError(
+                f"{self.run}: has no domain {gone[0]!r}, which is being served; fit it with all "
+                "domains, or start the server anew with this run"
+            )
+        kinds = {"users": (old.users, self.users)}
+        kinds |= {f"items of {name}": (old.items[name], self.items[name]) for name in old.items}
+        for what, (was, now) in kinds.items():
+            if was.kind != now.kind:
+                raise ArtifactError(
+                    f"{self.run}: {what} have ids of {now.kind}, {was.kind} are being served; fit "
+                    "it from data with the same type of ids, or start the server anew with it"
+                )
+
+
+def _digest(folder: Path) -> str:
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder}: is no finished run and no saved model: {error.strerror}; give the folder "
+            "of one"
+        ) from None
+
+
+def _cosines(recommender: Recommender) -> dict[str, Factors]:
+    found: dict[str, Factors] = {}
+    for name, model in recommender.domains.items():
+        scorer = model.scorer.told if isinstance(model.scorer, Gated) else model.scorer
+        if isinstance(scorer, Factors):
+            lengths = np.linalg.norm(scorer.items, axis=1, keepdims=True)
+            unit = np.divide(
+                scorer.items, lengths, where=lengths > 0, out=np.zeros_like(scorer.items)
+            )
+            found[name] = Factors(unit, unit).made_ready()
+    return found
