@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from musketeers.errors import ConfigError, DataError, MusketeersError, UnknownNameError
+from musketeers.errors import ConfigError, DataError, UnknownNameError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 16
@@ -119,11 +119,11 @@ def as_problem(error: Exception) -> Problem:
 def install(app: FastAPI) -> None:
     """Make `app` answer every error that a request brings about as a problem document.
 
-    Unforeseen exceptions pass; the gate (`gate.Gate`) answers and logs them.  A path with a
+    All other exceptions pass; the gate (`gate.Gate`) answers and logs them.  A path with a
     slash too many is unknown, not redirected: the address to go to would repeat ids.
     """
     app.router.redirect_slashes = False
-    for kind in (Problem, HTTPException, RequestValidationError, MusketeersError):
+    for kind in (Problem, HTTPException, RequestValidationError, DataError, ConfigError):
         app.add_exception_handler(kind, _answer)
     described = app.openapi
 
