@@ -90,8 +90,10 @@ def serve(place: Path, options: Options, limits: Limits) -> None:
         versions = _versions(place, options, ends, log, metrics)
         n_ranking = options.threads or max(available_threads() - 1, 1)
         ranking = ends.enter_context(ThreadPoolExecutor(n_ranking, thread_name_prefix="ranking"))
-        batches = Batches(lambda: versions.current, fresh, ranking, n_ranking, metrics.batch)
         gate = Gate(keys, limits, metrics, log)
+        batches = Batches(
+            lambda: versions.current, fresh, ranking, n_ranking, lambda: gate.inside, metrics.batch
+        )
         service = Service(versions, batches, threads, fresh, options.explains, gate, metrics)
         for risk in fresh.risks if fresh else ():
             log.event("risk", level="warning", store=risk)
@@ -190,7 +192,7 @@ def _run(
 
     config = uvicorn.Config(
         app_of(service, life), http=protocol(limits), ws="none", log_config=None,
-        access_log=False, server_header=False, timeout_graceful_shutdown=math.ceil(limits.drain),
+        access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=math.ceil(limits.drain),
     )  # fmt: skip
     server = uvicorn.Server(config)
     server.run([door])
