@@ -349,9 +349,9 @@ int main(int count, char **words) {
         }
     }
     for (; rate > 0 && next < end; next += (poisson ? -log(uniform()) : 1) / rate * SECOND) {
-        struct record *r = &records[new_record((int64_t)next)];
-        r->sent = r->done = now;
-        r->fault = UNSENT;
+        size_t place = new_record((int64_t)next); /* may move them */
+        records[place].sent = records[place].done = now;
+        records[place].fault = UNSENT;
     }
     top.ended = end;
     top.records = n_records;

@@ -132,7 +132,7 @@ class Load:
             self.process.terminate()
         data, _ = self.process.communicate()
         if self.process.returncode:
-            sys.exit("the load generator failed; its message above says why")
+            sys.exit(f"error: the load generator ended with {self.process.returncode}")
         started, ended, processor, n_records, _ = _HEADER.unpack_from(data)
         records = np.frombuffer(data, _RECORD, n_records, _HEADER.size)
         bodies = data[_HEADER.size + records.nbytes :]
