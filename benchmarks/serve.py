@@ -6,8 +6,10 @@ how to read it.  The last line is one JSON object.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ BATCH = 256
 ASKS = 20_000
 """Different requests of a load, before they repeat."""
 OVERLOAD_CONNECTIONS = 512
+RECOVERY = 5.0
+"""Seconds after an overload within which a server is to be as before."""
 TOGETHER = 16
 """Connections at which a server's saturation is taken."""
 
@@ -68,12 +72,18 @@ class Goal:
 
     name: str
     found: float
+    """Infinite for what did not come about."""
     limit: float
     at_least: bool = False
 
     def met(self) -> bool:
         """Whether it was."""
         return self.found >= self.limit if self.at_least else self.found <= self.limit
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, which has no infinity."""
+        found = self.found if math.isfinite(self.found) else None
+        return {"found": found, "goal": self.limit, "met": self.met()}
 
 
 # 1. Requests
@@ -121,9 +131,12 @@ def _differ(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
 
 
 def all_well(answers: Answers, what: str) -> Answers:
-    """The answers; says so where there is another than 200 among them."""
-    if set(answers.outcomes()) != {"200"}:
-        print(f"  {what}: not all were answered by 200: {answers.outcomes()}")
+    """The answers; says so where there is another than 200, and ends where there is no 200."""
+    outcomes = answers.outcomes()
+    if "200" not in outcomes:
+        sys.exit(f"error: {what}: nothing was answered by 200: {outcomes}")
+    if len(outcomes) > 1:
+        print(f"  {what}: not all were answered by 200: {outcomes}")
     return answers
 
 
@@ -162,7 +175,7 @@ def throughput(servers: dict[str, Start], extent: Extent) -> dict[str, Any]:
                     )
                     all_well(answers, f"{name}, {connections} connections")
                     rates[name].setdefault(connections, []).append(answers.rate())
-                    p99 = percentiles(answers.milliseconds()).get("p99", float("nan"))
+                    p99 = percentiles(answers.milliseconds())["p99"]
                     slow[name].setdefault(connections, []).append(p99)
     found = {
         name: {
@@ -190,7 +203,7 @@ def in_batches(start: Start, size: Size, seconds: float) -> dict[str, Any]:
         answers = all_well(sent(server.port, requests, seconds, connections=2), "batches")
         users = answers.rate() * BATCH
     found = {"users": round(users, 1), **percentiles(answers.milliseconds())}
-    print(f"  batches of {BATCH}: {users:,.0f} users/s, p99 {found.get('p99')} ms")
+    print(f"  batches of {BATCH}: {users:,.0f} users/s, p99 {found['p99']:.1f} ms")
     return found
 
 
@@ -206,12 +219,13 @@ def overload(start: Start, size: Size, saturation: float, seconds: float) -> dic
         requests = asks(size, 3)
         calm = sent(server.port, requests, seconds, rate=0.8 * saturation)
         normal = percentiles(calm.milliseconds())["p99"]
-        with load(server.port, asks(size, 4), 2 * seconds + 10, rate=50, even=True) as other:
+        with load(server.port, asks(size, 4), 3600, rate=50, even=True) as other:
             flood = sent(
                 server.port, requests, seconds, rate=5 * saturation,
-                connections=OVERLOAD_CONNECTIONS,
+                connections=OVERLOAD_CONNECTIONS, timeout=2,
             )  # fmt: skip
-            probe = other.answers()
+            time.sleep(RECOVERY + 2)
+            probe = other.answers(stop=True)
     refused = np.isin(flood.status, (429, 503))
     records = flood.records[refused]
     found = {
@@ -228,16 +242,16 @@ def overload(start: Start, size: Size, saturation: float, seconds: float) -> dic
     return found
 
 
-def recovery(probe: Answers, since: float, limit: float) -> float:
-    """Seconds from `since` to the first second in which at most one answer was not well."""
+def recovery(probe: Answers, since: float, limit: float) -> float | None:
+    """Seconds from `since` to the first second in which at most one answer was not well, if any."""
     due = probe.records["due"] / 1e9
     took = (probe.records["done"] - probe.records["due"]) / 1e6
     bad = ((probe.status != 200) | (took > limit))[due >= since]
     due = due[due >= since]
-    for at in due:
+    for at in due[due <= due[-1] - 1]:
         if bad[(due >= at) & (due < at + 1)].sum() <= 1:
-            return round(max(at - since, 0), 2)
-    return float("inf")
+            return round(float(at) - since, 2)
+    return None
 
 
 # 3. The whole
@@ -301,6 +315,7 @@ def measured(extent: Extent, folder: Path, options: Sequence[str]) -> dict[str, 
         start = starts_of(model(folder, size), options)["ours"]
         loads.append(latency(start, size, rate, extent.steady))
     ratio = least_ratio(rates)
+    recovered = math.inf if flooded["recovery"] is None else flooded["recovery"]
     goals = [
         Goal("lists that differ", different, 0),
         Goal("start, s", round(median(ready), 2), 2),
@@ -309,10 +324,10 @@ def measured(extent: Extent, folder: Path, options: Sequence[str]) -> dict[str, 
         Goal("users/s in batches", batched["users"], 2000, at_least=True),
         Goal(
             "overload: p99 of the admitted over normal",
-            round(flooded["admitted"].get("p99", float("inf")) / flooded["normal_p99"], 2), 2,
+            round(flooded["admitted"].get("p99", math.inf) / flooded["normal_p99"], 2), 2,
         ),
-        Goal("overload: p99 of the refused, ms", flooded["refused"].get("p99", 0), 10),
-        Goal("overload: recovery, s", flooded["recovery"], 5),
+        Goal("overload: p99 of the refused, ms", flooded["refused"].get("p99", math.inf), 10),
+        Goal("overload: recovery, s", recovered, RECOVERY),
         *(
             Goal(f"p99 at {rate:g}/s, {size.items:,} items, ms", one["p99"], limit)
             for (size, rate, limit), one in zip(extent.loads, loads, strict=True)
@@ -328,7 +343,7 @@ def measured(extent: Extent, folder: Path, options: Sequence[str]) -> dict[str, 
         "name": "serve", "ratio": round(ratio, 3), "ours": saturation, "peers": peers,
         "unit": "requests/s", "starts": [round(one, 2) for one in ready], "steady": steady,
         "throughput": rates, "batches": batched, "overload": flooded, "loads": loads,
-        "goals": {g.name: {"found": g.found, "goal": g.limit, "met": g.met()} for g in goals},
+        "goals": {goal.name: goal.plain() for goal in goals},
     }  # fmt: skip
 
 
@@ -346,7 +361,8 @@ def main() -> None:
         folder = wanted.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         found = measured(extent, folder, wanted.options.split())
-    print(json.dumps(found | {"options": wanted.options, "quick": wanted.quick}))
+    found |= {"options": wanted.options, "quick": wanted.quick}
+    print(json.dumps(found, allow_nan=False))
 
 
 if __name__ == "__main__":
