@@ -90,10 +90,14 @@ class Answers:
             yield int(one["request"]), int(one["status"]), self.bodies[start : start + length]
 
     def summary(self) -> dict[str, Any]:
-        """Rate, latencies in milliseconds of the 200s, and outcomes, for a JSON line."""
+        """Rate, latencies in milliseconds of the 200s, and outcomes, for a JSON line.
+
+        ``behind_p99`` is how long after it was due a request was sent.
+        """
         return {
             "rate": round(self.rate(), 1),
             **percentiles(self.milliseconds()),
+            "behind_p99": percentiles((self.records["sent"] - self.records["due"]) / 1e6)["p99"],
             "outcomes": self.outcomes(),
             "generator": round(self.processor, 3),
         }
@@ -313,10 +317,8 @@ def at_rates(seconds: float) -> dict[str, Any]:
     with trivial() as port:
         for rate in (300, 2000, 8000):
             answers = sent(port, [post("/", {"user_id": 1})], seconds, rate=rate)
-            behind = (answers.records["sent"] - answers.records["due"]) / 1e6
             found[str(rate)] = {
-                "sent": round(len(behind) / (answers.ended - answers.started)),
-                "behind_p99": percentiles(behind)["p99"], **answers.summary(),
+                **answers.summary(),
                 "microseconds_a_request": round(answers.processor / rate * 1e6, 1),
             }  # fmt: skip
             print(f"open loop, {rate} requests/s: {found[str(rate)]}")

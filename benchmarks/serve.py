@@ -46,6 +46,8 @@ class Extent:
     connections: tuple[int, ...]
     rounds: int
     starts: int
+    naive: tuple[tuple[str, int], ...]
+    """Handlers and numbers of workers of the naive service."""
     seconds: float
     """Of a load in a closed loop; those at a rate take `steady`."""
     steady: float
@@ -55,11 +57,13 @@ WHOLE = Extent(
     Size(50_000, 1_200_000),
     ((Size(10_000, 100_000), 200, 5), (Size(10_000, 100_000), 400, None),
      (Size(100_000, 100_000), 50, 20)),
-    connections=(4, TOGETHER, 64), rounds=3, starts=3, seconds=5, steady=30,
+    connections=(4, TOGETHER, 64), rounds=3, starts=3,
+    naive=(("plain", 1), ("awaited", 1), ("plain", 2), ("awaited", 2)), seconds=5, steady=30,
 )  # fmt: skip
 BRIEF = Extent(
     Size(5_000, 20_000), ((Size(2_000, 5_000), 200, 5),),
-    connections=(TOGETHER,), rounds=1, starts=1, seconds=1.5, steady=3,
+    connections=(TOGETHER,), rounds=1, starts=1, naive=(("plain", 1), ("awaited", 2)),
+    seconds=1.5, steady=3,
 )  # fmt: skip
 
 Start = Callable[[], AbstractContextManager[Server]]
@@ -210,16 +214,17 @@ def in_batches(start: Start, size: Size, seconds: float) -> dict[str, Any]:
 def overload(start: Start, size: Size, saturation: float, seconds: float) -> dict[str, Any]:
     """Five times what the server can do, while somebody else keeps asking 50 times a second.
 
-    ``normal`` is the p99 at four fifths of saturation.  The server has recovered where the first
-    second of that other's requests begins of which at most one was refused or took longer than
-    twice that.
+    ``normal_p99`` is that at half of saturation, ``busy_p99`` that at four fifths.
     """
     with start() as server:
         warm(server, size)
         requests = asks(size, 3)
-        calm = sent(server.port, requests, seconds, rate=0.8 * saturation)
-        normal = percentiles(calm.milliseconds())["p99"]
+        calm = [
+            percentiles(sent(server.port, requests, seconds, rate=part * saturation).milliseconds())
+            for part in (0.5, 0.8)
+        ]
         with load(server.port, asks(size, 4), 3600, rate=50, even=True) as other:
+            time.sleep(3)
             flood = sent(
                 server.port, requests, seconds, rate=5 * saturation,
                 connections=OVERLOAD_CONNECTIONS, timeout=2,
@@ -229,28 +234,34 @@ def overload(start: Start, size: Size, saturation: float, seconds: float) -> dic
     refused = np.isin(flood.status, (429, 503))
     records = flood.records[refused]
     found = {
-        "asked": round(5 * saturation, 1), "normal_p99": normal, "outcomes": flood.outcomes(),
+        "asked": round(5 * saturation, 1), "normal_p99": calm[0]["p99"],
+        "busy_p99": calm[1]["p99"], "outcomes": flood.outcomes(),
         "admitted": percentiles(flood.milliseconds()),
         "refused": percentiles(flood.milliseconds(refused)),
         # without what a request waited in the generator for one of its connections
         "refused_from_sent": percentiles((records["done"] - records["sent"]) / 1e6),
         "admitted_rate": round(flood.rate(), 1), "generator": round(flood.processor, 3),
-        "recovery": recovery(probe, flood.ended, 2 * normal),
+        "recovery": recovery(probe, flood),
     }  # fmt: skip
     for key, value in found.items():
         print(f"  {key:<20}{value}")
     return found
 
 
-def recovery(probe: Answers, since: float, limit: float) -> float | None:
-    """Seconds from `since` to the first second in which at most one answer was not well, if any."""
+def recovery(probe: Answers, flood: Answers) -> float | None:
+    """Seconds from the flood's end to the first second in which at most one answer was not well.
+
+    Not well is a refusal, or more than 10 ms and twice the p99 of before the flood.  None if no
+    such second came.
+    """
     due = probe.records["due"] / 1e9
     took = (probe.records["done"] - probe.records["due"]) / 1e6
-    bad = ((probe.status != 200) | (took > limit))[due >= since]
-    due = due[due >= since]
+    limit = max(10, 2 * percentiles(took[due < flood.started])["p99"])
+    bad = ((probe.status != 200) | (took > limit))[due >= flood.ended]
+    due = due[due >= flood.ended]
     for at in due[due <= due[-1] - 1]:
         if bad[(due >= at) & (due < at + 1)].sum() <= 1:
-            return round(float(at) - since, 2)
+            return round(float(at) - flood.ended, 2)
     return None
 
 
@@ -268,16 +279,15 @@ def model(folder: Path, size: Size) -> Path:
     return place
 
 
-def starts_of(place: Path, options: Sequence[str]) -> dict[str, Start]:
-    """Every server of the model in `place`; ours comes first."""
+def our_server(place: Path, options: Sequence[str]) -> Start:
+    """Ours, of the model in `place`."""
+    return lambda: running(ours(place / "ours", options), free_port())
+
+
+def naive_server(place: Path, app: str, workers: int) -> Start:
+    """The naive one, of the same."""
     environment = {"NAIVE_MODEL": str(place / "naive"), "OPENBLAS_NUM_THREADS": "1"}
-    found: dict[str, Start] = {"ours": lambda: running(ours(place / "ours", options), free_port())}
-    for workers in (1, 2):
-        for app in ("plain", "awaited"):
-            found[f"naive, {app} x{workers}"] = lambda app=app, workers=workers: running(
-                naive(app, workers), free_port(), environment
-            )
-    return found
+    return lambda: running(naive(app, workers), free_port(), environment)
 
 
 def least_ratio(rates: dict[str, Any]) -> float:
@@ -292,14 +302,17 @@ def least_ratio(rates: dict[str, Any]) -> float:
 def measured(extent: Extent, folder: Path, options: Sequence[str]) -> dict[str, Any]:
     """Everything, for the JSON line."""
     place = model(folder, extent.size)
-    servers = starts_of(place, options)
-    first = servers["ours"]
+    first = our_server(place, options)
+    servers = {"ours": first} | {
+        f"naive, {app} x{workers}": naive_server(place, app, workers)
+        for app, workers in extent.naive
+    }
     print(f"{extent.size.items:,} items, {extent.size.users:,} users")
     ready: list[float] = []
     for _ in range(extent.starts):
         with first() as server:
             ready.append(server.seconds)
-    with first() as left, servers["naive, plain x1"]() as right:
+    with first() as left, naive_server(place, "plain", 1)() as right:
         different = differing(left, right, extent.size)
         print(
             f"  ready after {median(ready):.2f} s; {different} of 200 lists differ from the naive"
@@ -312,7 +325,7 @@ def measured(extent: Extent, folder: Path, options: Sequence[str]) -> dict[str, 
     flooded = overload(first, extent.size, saturation, 2 * extent.seconds)
     loads: list[dict[str, Any]] = []
     for size, rate, _ in extent.loads:
-        start = starts_of(model(folder, size), options)["ours"]
+        start = our_server(model(folder, size), options)
         loads.append(latency(start, size, rate, extent.steady))
     ratio = least_ratio(rates)
     recovered = math.inf if flooded["recovery"] is None else flooded["recovery"]
