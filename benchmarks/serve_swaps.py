@@ -37,6 +37,8 @@ RATE = 100
 """Lists a second."""
 VISIBLE = 2.0
 """Seconds within which a new version is to be served."""
+MOST = 100
+"""Items of a user that the server shows, the newest, by default; nobody is given more."""
 INTERVAL = 2.2
 """Seconds between two versions."""
 
@@ -243,7 +245,9 @@ class Writer:
         """Write; who does not answer is tried again with something else, a little later."""
         connection = HTTPConnection(HOST, self.port, timeout=10)
         while not self.stopped.is_set():
-            who = user(self.dice.randrange(READERS, READERS + 300))
+            who = user(self.dice.randrange(READERS, SIZE.users))
+            if len(self.told[who]) > MOST - 2:
+                continue
             items = [3 * self.dice.randrange(SIZE.items) + 1000 for _ in range(2)]
             body = json.dumps({"domain": DOMAIN, "item_ids": items})
             self.told[who].update(items)
@@ -314,7 +318,7 @@ def compared(port: int, writer: Writer) -> tuple[int, int]:
 
 
 def _items(answer: Mapping[str, Any]) -> set[int]:
-    return set(answer["domains"].get(DOMAIN, []))
+    return set(map(int, answer["domains"].get(DOMAIN, [])))
 
 
 # 5. Ends
