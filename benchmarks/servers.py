@@ -36,6 +36,10 @@ class Server:
         """Bytes of memory of all its processes, what they share counted once (Linux's PSS)."""
         return sum(map(_proportional, _family(self.process.pid)))
 
+    def processor(self) -> float:
+        """Seconds that all its processes have computed."""
+        return sum(map(_computed, _family(self.process.pid)))
+
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
     """Status and body of one request over a new connection; `OSError` where none comes."""
@@ -132,3 +136,11 @@ def _proportional(pid: int) -> int:
     except OSError:
         return 0
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _computed(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
