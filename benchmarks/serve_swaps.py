@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from statistics import median
@@ -331,7 +331,8 @@ def ended(of: Versions, extent: Extent, options: Sequence[str]) -> dict[str, Any
     batch = [post(f"{PATH}:batch", {"user_ids": everyone, "k": 200})]
     took: list[float] = []
     codes: Counter[int] = Counter()
-    dropped = afterwards = admitted = 0
+    later: Counter[str] = Counter()
+    dropped = admitted = 0
     for _ in range(extent.ends):
         with (
             running(ours(of.current, options), free_port()) as server,
@@ -347,10 +348,10 @@ def ended(of: Versions, extent: Extent, options: Sequence[str]) -> dict[str, Any
         under_way = before & (answers.records["done"] / 1e9 >= told)
         admitted += int(under_way.sum())
         dropped += int((before & (answers.status == 0)).sum())
-        afterwards += int((~before & (answers.records["fault"] == 2)).sum())
+        later.update(replace(answers, records=answers.records[~before]).outcomes())
     return {
         "ends": extent.ends, "under_way": admitted, "dropped": dropped,
-        "closed_when_sent_later": afterwards, "exit_s": round(max(took), 2),
+        "sent_later": dict(later), "exit_s": round(max(took), 2),
         "exit_codes": dict(codes),
     }  # fmt: skip
 
