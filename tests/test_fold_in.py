@@ -13,7 +13,7 @@ from musketeers.data.synthetic import planted
 from musketeers.errors import ConfigError, DataError, UnknownNameError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.heads.blend import blend
-from musketeers.heads.fold_in import HOLD, fold_in
+from musketeers.heads.fold_in import HOLD, Folding
 from musketeers.ranking import Factors
 from musketeers.recommender import DomainModel, Recommender
 from musketeers.seeding import Seed
@@ -35,6 +35,10 @@ def smf(data):
 @pytest.fixture(scope="module")
 def linear(data):
     return ease(data.splits["tv"], EaseSettings())
+
+
+def fold_in(model, rows, pairs, *, seen, known):
+    return Folding.of(model, seen=seen, known=known).told(rows, pairs)
 
 
 def served_by(data, scorer):

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -20,7 +20,7 @@ import uvloop
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from musketeers.errors import ConfigError, DataError, UnknownNameError
+from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
 from musketeers.serving import metrics
 from musketeers.serving.gate import Gate
 from musketeers.serving.keys import Key, Keys, check_bind, new_key, requires
@@ -29,6 +29,7 @@ from musketeers.serving.logs import Log
 from musketeers.serving.metrics import Metrics
 from musketeers.serving.problems import RESPONSES, Problem, install
 from musketeers.serving.protocol import protocol
+from musketeers.serving.slots import Slots
 
 USER = "canary-user-7f3a"
 SECRET = "canary-key-0123456789abcdefghijklmnop"
@@ -86,7 +87,8 @@ def add_endpoints(app):
         return {}
 
     @app.post("/v1/admin/reload")
-    async def reload(key: Annotated[Key, requires("admin")]):
+    async def reload(key: Annotated[Key, requires("admin")], seconds: float = 0.0):
+        await asyncio.sleep(seconds)
         return {"by": key.name}
 
 
@@ -97,6 +99,7 @@ def add_troubles(app):
             "unknown": UnknownNameError(f"user {user_id!r} is not known"),
             "data": DataError(f"{user_id} is of another type"),
             "bug": KeyError(user_id),
+            "damage": ArtifactError(f"{user_id}: is damaged"),
             "own": Problem(409, "reloading", "A model is being loaded."),
         }[kind]
 
@@ -205,7 +208,11 @@ def test_every_kind_of_error_is_a_problem_document(opened):
         problem(client.get(f"/fail/{USER}/unknown"), 404, "unknown_name")
         problem(client.get(f"/fail/{USER}/data"), 422, "invalid")
         problem(client.get(f"/fail/{USER}/own"), 409, "reloading")
-        problem(client.get(f"/fail/{USER}/bug"), 500, "internal")
+        for kind in ("bug", "damage"):
+            problem(client.get(f"/fail/{USER}/{kind}"), 500, "internal")
+            failed = [line for line in opened.lines() if line["event"] == "failure"][-1]
+            assert failed["error"] == {"bug": "KeyError", "damage": "ArtifactError"}[kind]
+            assert " fail" in failed["at"][-1]
 
 
 def test_405_names_the_methods_of_all_routes_at_the_path(opened):
@@ -467,12 +474,16 @@ def test_a_chunked_body_is_stopped_when_it_is_too_large():
 
 
 def test_slow_bodies_take_no_place_and_end_at_the_deadline():
-    with serving(deadline=0.5, concurrency=1, queue=0) as served, served.client() as client:
-        head = (
-            b"POST /v1/domains/tv/recommend HTTP/1.1\r\nhost: localhost\r\n"
-            b"content-type: application/json\r\ncontent-length: 100\r\n\r\n"
-        )
-        slow = [served.connect() for _ in range(20)]
+    head = (
+        b"POST /v1/domains/tv/recommend HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: application/json\r\ncontent-length: 100000\r\n\r\n"
+    )
+    with (
+        serving(deadline=0.5, concurrency=1, queue=0) as served,
+        served.client() as client,
+        ExitStack() as open_ones,
+    ):
+        slow = [open_ones.enter_context(served.connect()) for _ in range(20)]
         begun = time.monotonic()
         for connection in slow:
             connection.sendall(head + b"{")
@@ -481,11 +492,8 @@ def test_slow_bodies_take_no_place_and_end_at_the_deadline():
             for connection in slow:
                 connection.sendall(b" ")
         for connection in slow:
-            answer = read_all(connection)
-            connection.close()
-            assert answer.startswith(b"HTTP/1.1 408 "), answer
-            assert b"connection: close" in answer
-        assert time.monotonic() - begun < 5
+            raw_problem(read_all(connection), 408, "body_too_slow")
+        assert 0.5 < time.monotonic() - begun < 5
         assert served.gate._unplaced == 0
 
 
@@ -522,20 +530,23 @@ def ask_many(served, path, n):
 
 @pytest.mark.parametrize("path", ["/wait/0.2", "/block/0.02"])
 def test_what_is_too_much_is_refused_at_once(path):
-    with serving(concurrency=2, queue=3) as served:
-        found = ask_many(served, path, 20)
-        admitted = [answer for answer, _ in found if answer.status_code == 200]
-        refused = [answer for answer, _ in found if answer.status_code != 200]
-        # requests that come in several portions may find a place that was left meanwhile
-        assert 5 <= len(admitted) <= 10
+    sent = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+    with serving(concurrency=2, queue=3) as served, ExitStack() as open_ones:
+        crowd = [open_ones.enter_context(served.connect()) for _ in range(20)]
+        for connection in crowd:
+            connection.sendall(sent)
+        answers = [read_all(connection) for connection in crowd]
+        refused = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200 ")]
+        # those whose bytes come a little later may find a place that was left meanwhile
+        assert 5 <= len(answers) - len(refused) <= 10
         for answer in refused:
-            problem(answer, 503, "busy")
-            assert answer.headers["retry-after"] == "1"
+            raw_problem(answer, 503, "busy")
+            assert b"retry-after: 1" in answer
         with served.client() as client:
             assert client.get(path).status_code == 200
             text = client.get("/metrics").text
-        assert f'musketeers_rejected_total{{reason="busy"}} {len(refused)}.0' in text
-        assert "musketeers_inflight_requests 0.0" in text
+    assert f'musketeers_rejected_total{{reason="busy"}} {len(refused)}.0' in text
+    assert "musketeers_inflight_requests 0.0" in text
 
 
 def test_the_deadline_holds_at_work_and_in_the_queue():
@@ -550,6 +561,29 @@ def test_the_deadline_holds_at_work_and_in_the_queue():
         assert (served.gate._slots.running, served.gate._slots.waiting) == (0, 0)
 
 
+def test_a_place_that_comes_together_with_a_cancellation_is_passed_on():
+    async def story():
+        slots = Slots(1, 3)
+        await slots.enter()
+        first, second, third = (asyncio.create_task(slots.enter()) for _ in range(3))
+        while slots.waiting < 3:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert slots.full
+        second.cancel()
+        slots.leave()
+        first.cancel()
+        await asyncio.wait([first, second, third])
+        assert first.cancelled()
+        assert second.cancelled()
+        assert not third.cancelled()
+        assert (slots.running, slots.waiting) == (1, 0)
+        slots.leave()
+        assert (slots.running, slots.waiting) == (0, 0)
+
+    asyncio.run(story())
+
+
 def test_health_and_metrics_answer_while_everything_is_taken():
     with serving(concurrency=1, queue=0) as served, served.client() as client:
         worker = threading.Thread(target=ask_many, args=(served, "/wait/0.5", 1))
@@ -560,6 +594,19 @@ def test_health_and_metrics_answer_while_everything_is_taken():
         assert client.get("/livez").status_code == 200
         assert "musketeers_inflight_requests 1.0" in client.get("/metrics").text
         worker.join()
+
+
+def test_administration_takes_its_time_and_no_place():
+    keys = Keys.collect(None, {"MUSKETEERS_ADMIN_KEY": ADMIN})
+    with serving(keys, deadline=0.2, concurrency=1, queue=0) as served, served.client(ADMIN) as one:
+        worker = threading.Thread(
+            target=lambda: one.post("/v1/admin/reload?seconds=0.6").raise_for_status()
+        )
+        worker.start()
+        with served.client(ADMIN) as other:
+            while worker.is_alive():
+                assert other.get("/wait/0").status_code == 200
+        assert served.lines()[-1]["status"] == 200
 
 
 def test_each_key_has_its_rate():
@@ -616,7 +663,7 @@ def test_draining_ends_in_time_whatever_is_inside():
 def test_metrics_have_only_labels_of_ours(opened):
     with opened.client() as client:
         client.get(f"/{USER}")
-        client.request("BREW", "/livez")
+        client.request("PROPFIND", "/livez")
         client.get(f"/v1/domains/tv/users/{USER}/recommend")
         text = client.get("/metrics").text
     name = "http_server_request_duration_seconds_bucket"
@@ -625,7 +672,8 @@ def test_metrics_have_only_labels_of_ours(opened):
         f'http_route="unmatched",le="0.005"}}' in text
     )
     assert USER not in text
-    assert "BREW" not in text
+    assert "PROPFIND" not in text
+    assert 'http_request_method="other"' in text
 
 
 def test_the_models_metrics():
@@ -648,7 +696,7 @@ def test_the_models_metrics():
 def test_no_user_and_no_key_is_told_anywhere(form):
     keys = Keys.collect(None, {"MUSKETEERS_KEY": SECRET, "MUSKETEERS_ADMIN_KEY": ADMIN})
     with serving(keys, form, rate=40.0) as served, served.client(SECRET) as client:
-        kinds = ("unknown", "data", "bug", "own", "other")
+        kinds = ("unknown", "data", "bug", "damage", "own", "other")
         told = [client.get(f"/fail/{USER}/{kind}") for kind in kinds]
         path = f"/v1/domains/tv/users/{USER}/recommend"
         told += [
@@ -673,7 +721,7 @@ def test_no_user_and_no_key_is_told_anywhere(form):
     assert "MUSKETEERS_KEY" in texts[-1]
     assert "KeyError" in texts[-1]
     assert "test_serving_shell.py" in texts[-1]
-    assert texts[-1].count("failure") == 2
+    assert texts[-1].count("failure") == 3
 
 
 def test_events_are_lines_of_the_same_form(capsys):

@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,6 +63,16 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"musketeers {version('musketeers')}")
         raise typer.Exit
+
+
+def _check_extra(extra: str, *packages: str) -> None:
+    """Raise `MissingExtraError` if any of its packages is not installed."""
+    from musketeers.errors import MissingExtraError
+
+    if absent := [package for package in packages if find_spec(package) is None]:
+        raise MissingExtraError(
+            f"this needs {absent[0]}, which is not installed: pip install 'musketeers[{extra}]'"
+        )
 
 
 @app.callback()
@@ -443,6 +454,109 @@ def check(config: Config) -> None:
     _, overlap = runs.read_data(found, config.parent)
     typer.echo(settings.dump(found))
     tables.show(tables.overlap(overlap))
+
+
+@app.command()
+def serve(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A finished run, a link to one, or a folder of runs with a file CURRENT.",
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Who may ask for what (TOML; `musketeers key` makes one). Beside it, "
+            "MUSKETEERS_KEY and MUSKETEERS_ADMIN_KEY of the environment count. Without any key "
+            "only this machine is served, and nobody may administer.",
+        ),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also tell what moved a list, and what is known of a user."),
+    ] = False,
+    fresh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="Take and keep what users do since the fit, and let it count: a file, or "
+            "redis://HOST:PORT/N.",
+        ),
+    ] = None,
+    stages: Annotated[
+        bool,
+        typer.Option(
+            help="Also read what the run's stages made, to fold in what users just did in other "
+            "domains, and to explain. Without, the server takes about half the memory."
+        ),
+    ] = True,
+    secret: SecretKey = None,
+    watch: Annotated[
+        float, typer.Option(min=0, help="Look for another version every so many seconds; 0: never.")
+    ] = 0.5,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="That make lists; by default all processors but one."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second for each key; others get 429.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests worked on at once.")] = 32,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; others get 503.")] = 64,
+    deadline: Annotated[float, typer.Option(help="Seconds for a request; then 504.")] = 0.5,
+    log: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="One line for each request; by default text on a terminal, else JSON."),
+    ] = None,
+) -> None:
+    """Recommend over HTTP.
+
+    Reads the run's model, checks it, and serves it until it is interrupted. A page to explore it
+    is at /, the OpenAPI document at /openapi.json. Another version is served, without a request
+    lost, once the link or the file CURRENT names it; one that is damaged is refused.
+
+    Example: `musketeers serve runs/first --explain`
+    """
+    _check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    from musketeers.serving import command
+    from musketeers.serving.limits import Limits
+
+    command.serve(
+        run,
+        command.Options(
+            host=host, port=port, keys=keys, secret=secret, fresh=fresh, explains=explain,
+            stages=stages, threads=threads, watch=watch, log=log,
+        ),
+        Limits(concurrency=concurrency, queue=queue, deadline=deadline, rate=rate),
+    )  # fmt: skip
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who gets it; what logs say.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="read (by default), explain, write or admin; repeat for more."),
+    ] = None,
+) -> None:
+    """Make a key for `musketeers serve`.
+
+    Writes the lines for the file of keys to stdout; they hold only its hash. The key itself goes
+    to stderr, once, and is kept nowhere.
+
+    Example: `musketeers key shop --scope read --scope write >> keys.toml`
+    """
+    _check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    from musketeers.serving.keys import new_key
+
+    made, lines = new_key(name, scope or ["read"])
+    typer.echo(lines, nl=False)
+    typer.echo(f"the key, which is shown this once: {made}", err=True)
 
 
 @app.command()

@@ -36,18 +36,23 @@ class UserEmbeddings:
         shapes = {name: table.shape for name, table in tables.items()}
         if len(set(shapes.values())) != 1:
             raise DataError(f"domains disagree on the shape (users, dim): {shapes}")
-        present = np.stack([known[name] for name in tables], axis=1)
+        return cls.stacked(tables, known, lengths_of(tables, known))
+
+    @classmethod
+    def stacked(
+        cls,
+        tables: Mapping[str, Float32[np.ndarray, "user dim"]],
+        known: Mapping[str, Bool[np.ndarray, " user"]],
+        lengths: Float32[np.ndarray, " domain"],
+    ) -> "UserEmbeddings":
+        """The tables of all users, or the same of a few, in a unit that is given."""
         n_users, dim = next(iter(tables.values())).shape
         # filled domain by domain: all tables at once, and what is made of them, need twice as much
         values = np.empty((n_users, len(tables), dim), np.float32)
-        lengths = np.ones(len(tables), np.float32)
-        for n, table in enumerate(tables.values()):
-            # not a product with 0, whose sign would tell what is not there
-            values[:, n] = np.where(present[:, n, None], table, np.float32(0))
-            norms = np.linalg.norm(values[:, n], axis=1)
-            mean = norms.sum(dtype=np.float64) / max(int(present[:, n].sum()), 1)
-            lengths[n] = mean if mean > 0 else 1
+        for n, (name, table) in enumerate(tables.items()):
+            values[:, n] = _heard(table, known[name])
             values[:, n] /= lengths[n]
+        present = np.stack([known[name] for name in tables], axis=1)
         return cls(tuple(tables), values, present, lengths)
 
     def index(self, domain: str) -> int:
@@ -92,3 +97,23 @@ class UserEmbeddings:
         shown = np.isin(np.arange(len(self.domains)), places, invert=True)
         values = self.values * shown[:, None].astype(np.float32)
         return UserEmbeddings(self.domains, values, self.known & shown, self.lengths)
+
+
+def lengths_of(
+    tables: Mapping[str, Float32[np.ndarray, "user dim"]],
+    known: Mapping[str, Bool[np.ndarray, " user"]],
+) -> Float32[np.ndarray, " domain"]:
+    """See `UserEmbeddings.lengths`."""
+    lengths = np.ones(len(tables), np.float32)
+    for n, (name, table) in enumerate(tables.items()):
+        norms = np.linalg.norm(_heard(table, known[name]), axis=1)
+        mean = norms.sum(dtype=np.float64) / max(int(known[name].sum()), 1)
+        lengths[n] = mean if mean > 0 else 1
+    return lengths
+
+
+def _heard(
+    table: Float32[np.ndarray, "user dim"], known: Bool[np.ndarray, " user"]
+) -> Float32[np.ndarray, "user dim"]:
+    # not a product with 0, whose sign would tell what is not there
+    return np.where(known[:, None], table, np.float32(0))

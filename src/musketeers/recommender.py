@@ -20,7 +20,7 @@ from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
-from musketeers.heads.fold_in import Folding
+from musketeers.heads.fold_in import Folding, of_rows
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
 from musketeers.scorers import Layout, Trained
@@ -296,7 +296,7 @@ class Recommender:
         ):
             if scorer and chosen.any():
                 places = np.flatnonzero(chosen)
-                of = scorers.of_users(scorer, rows[places].clip(0))
+                of = of_rows(scorer, rows[places].clip(0))
                 found.append(Part(STRATEGIES[strategy], places, of))
         return tuple(found)
 
@@ -383,7 +383,7 @@ def ranked(
 
 
 def strategies_of(parts: Sequence[Part], n: int) -> Int8[np.ndarray, " asked"]:
-    """The place in `STRATEGIES` of what serves each of `n` asked users, all of whom are in `parts`."""
+    """The place in `STRATEGIES` of what serves each of `n` asked users; all are in `parts`."""
     found = np.zeros(n, np.int8)
     for part in parts:
         found[part.places] = STRATEGIES.index(part.strategy)

@@ -87,11 +87,14 @@ def save(path: Path, result: RunResult) -> None:
     artifacts.write_text(path / "metrics.json", text + "\n")
 
 
-def open_run(path: Path | str) -> RunResult:
-    """What a finished run found.  Raises `RunError` or `ArtifactError` if it cannot be had."""
+def open_run(path: Path | str, recommender: Recommender | None = None) -> RunResult:
+    """What a finished run found; its `recommender` is read, too, unless it is given.
+
+    Raises `RunError` or `ArtifactError` if it cannot be had.
+    """
     path = Path(path)
     run = RunFolder.open(path)
-    recommender = Recommender.load(path / "model")
+    recommender = recommender or Recommender.load(path / "model")
     stages, users = _load_stages(path, recommender), recommender.users
     return RunResult(
         path,

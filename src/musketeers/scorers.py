@@ -74,16 +74,6 @@ def made_ready(scorer: Trained) -> Trained:
     return scorer
 
 
-def of_users(scorer: Trained, rows: Int64[np.ndarray, " asked"]) -> Trained:
-    """The model of these users alone, a row for each in this order; items are not copied."""
-    if isinstance(scorer, Factors):
-        return replace(scorer, users=scorer.users[rows])
-    if isinstance(scorer, Gated):
-        told, own = (cast(Model, of_users(side, rows)) for side in (scorer.told, scorer.own))
-        return Gated(told, own, scorer.takes[rows])
-    return replace(scorer, inputs=csr_array(scorer.inputs[rows]))
-
-
 def sides(scorer: Trained, n_users: int) -> list[tuple[Model, Int64[np.ndarray, " user"]]]:
     """What scores the users, and whom of them: behind a gate two models, else one."""
     if not isinstance(scorer, Gated):

@@ -4,8 +4,6 @@ Nothing is trained anew.  A source is hidden from the inputs of linear models, a
 attention and shared embedding: everybody is then served as those whom it does not know.
 """
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -14,60 +12,49 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from musketeers import told
 from musketeers.art.train import attention
-from musketeers.baselines.linear import Linear
-from musketeers.data.domains import Split
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError, UnknownNameError
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.evaluation.metrics import hits_of, ndcg
 from musketeers.evaluation.validation import MOST_USERS
 from musketeers.exchange import UserEmbeddings
-from musketeers.heads.blend import reblended, with_inputs, without_inputs
-from musketeers.heads.candidates import Candidate
-from musketeers.heads.gate import Gated, Model
-from musketeers.models.registry import MODELS
+from musketeers.heads.gate import Gated
+from musketeers.latest import Latest
 from musketeers.parallel import libraries_on_one_thread
-from musketeers.pipeline import new_here, served_with
 from musketeers.ranking import Factors, top_k
 from musketeers.recommender import STRATEGIES, Recommender, asked
 from musketeers.results import Metrics, RunResult
-from musketeers.scorers import Trained
 from musketeers.seeding import Seed
+from musketeers.told import CROSS_DOMAIN, PERSONALISED, Told, told_kinds
 
-_HIDEABLE = {"linear", "ials_head", "cat_art"}
-"""Models from which a source can be hidden; from their blends too."""
-_ALONE = "cat_art, linear or ials_head"
 _MOST_LISTS = 40_000
 """Lists made of a domain with sources hidden, at most: with 32 domains each source was hidden from
 10,000 users of each domain, which took 191 s where all training took 40 s."""
-_PERSONALISED, _CROSS_DOMAIN, _ = STRATEGIES
 _NDCG, _KEPT, _K = "ndcg@10", "kept@10", 10
-_OLD = "the run was fitted by a version that kept too little to tell; fit it anew"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explainer:
     """Which other domains moved a user's list in one domain; safe to use from threads.
 
-    It holds tables of all users for each source: make it once, ask often.
+    It holds the run's tables and no others, and computes for the asked users alone.
     """
 
-    run: RunResult
-    domain: str
-    hidden: Mapping[str, Recommender]
-    """Source -> what answers `without` it; empty where nobody in the domain is told of others."""
-    attention: Float32[np.ndarray, "user source"] | None
-    """CAT-ART's, where it takes part in what anybody in the domain is served."""
+    told: Told
+    sources: tuple[str, ...]
+    """Those that can be hidden; empty where nobody in the domain is told of others."""
 
     @classmethod
-    def of(cls, run: RunResult, domain: str) -> "Explainer":
-        """For a run in a folder or in memory, the same.  Raises what `check` raises."""
+    def of(cls, run: RunResult, domain: str, latest: Latest | None = None) -> "Explainer":
+        """For a run in a folder or in memory, the same; `latest` is made once for all domains.
+
+        Raises what `check` raises.
+        """
         check(run, domain)
-        told = _told(run, domain)
-        hidden = {source: without(run, domain, source) for source in _others(run, domain) if told}
-        asks = any("cat_art" in found.kind for found in told.values())
-        return cls(run, domain, hidden, _attention(run, domain) if asks else None)
+        found = Told.of(run, domain, latest)
+        return cls(found, tuple(_others(run, domain)) if found.kinds else ())
 
     def explain(
         self, user_ids: object, k: int = 10, *, n_threads: int | None = None
@@ -87,28 +74,21 @@ class Explainer:
         Raises `UnknownNameError` for an id that no domain knows, `DataError` for what is no
         column of ids, and `ConfigError` as `recommend` does.
         """
-        served, told = self.run.recommender, _told(self.run, self.domain)
-        rows = _rows(user_ids, served.users)
-        whole, strategies = served.ranked(self.domain, rows, k, n_threads=n_threads)
-        less = {
-            source: model.ranked(self.domain, rows, k, n_threads=n_threads)[0].items
-            for source, model in self.hidden.items()
-        }
+        run, domain, kinds = self.told.run, self.told.domain, self.told.kinds
+        rows = rows_of(user_ids, run.recommender.users)
+        whole, strategies = run.recommender.ranked(domain, rows, k, n_threads=n_threads)
         found: list[dict[str, Any]] = []
         for n, row in enumerate(rows.tolist()):
             strategy = STRATEGIES[strategies[n]]
-            user = {"user_id": served.users.values[row], "strategy": strategy}
-            is_told = strategy in told and self._passes(row, strategy)
-            if not is_told:
+            user = {"user_id": run.recommender.users.values[row], "strategy": strategy}
+            if strategy not in kinds or not self._passes(row, strategy):
                 found.append(user)
-            for source in self.hidden if is_told else ():
-                change = self._change(whole.items[n], less[source][n])
-                gain = self._gain(row, source) if strategy == _PERSONALISED else None
-                asked = self._asked(row, source, told[strategy])
-                found.append({**user, "source": source, **asked, **change, "gain": gain})
-        items = pl.List(served.model(self.domain).items.values.dtype)
+                continue
+            # one user at a time, since vectors round by who else is asked for
+            found += [{**user, **one} for one in self._sources(row, strategy, whole.items[n])]
+        items = pl.List(run.recommender.model(domain).items.values.dtype)
         schema = {
-            "user_id": served.users.values.dtype, "strategy": pl.Enum(STRATEGIES),
+            "user_id": run.recommender.users.values.dtype, "strategy": pl.Enum(STRATEGIES),
             "source": pl.String, "attention": pl.Float64, "kept": pl.Float64,
             "leaves": items, "enters": items, "gain": pl.Float64,
         }  # fmt: skip
@@ -116,35 +96,46 @@ class Explainer:
 
     def _passes(self, row: int, strategy: str) -> bool:
         """Whether the user is on the told side of a gate, if there is one."""
-        scorer = self.run.recommender.model(self.domain).scorer
-        if strategy == _PERSONALISED and isinstance(scorer, Gated):
+        scorer = self.told.run.recommender.model(self.told.domain).scorer
+        if strategy == PERSONALISED and isinstance(scorer, Gated):
             return bool(scorer.takes[row])
         return True
 
-    def _change(
-        self, whole: Int32[np.ndarray, " k"], less: Int32[np.ndarray, " k"]
-    ) -> dict[str, Any]:
-        """How a user's list changes; -1 is no item."""
-        ids = self.run.recommender.model(self.domain).items.ids
-        whole, less = whole[whole >= 0], less[less >= 0]
-        leaves, enters = whole[~np.isin(whole, less)], less[~np.isin(less, whole)]
-        kept = 1 - len(leaves) / len(whole) if len(whole) else None
-        return {"kept": kept, "leaves": ids(leaves).to_list(), "enters": ids(enters).to_list()}
+    def _sources(
+        self, row: int, strategy: str, whole: Int32[np.ndarray, " k"]
+    ) -> list[dict[str, Any]]:
+        """What is to be said of each source to one user, whose list is `whole`."""
+        latest = cast(Latest, self.told.latest)
+        shared = latest.told(np.array([row]))
+        asked = "cat_art" in self.told.kinds[strategy].kind
+        weights = _attention(self.told, row, shared) if asked else None
+        items = self.told.run.recommender.model(self.told.domain).items
+        found: list[dict[str, Any]] = []
+        for place, source in enumerate(self.sources):
+            less = whole
+            if shared.known[0, shared.index(source)]:
+                less = self._list(row, shared.hidden(source), k=len(whole))
+            one = {"source": source, **change(items, whole, less)}
+            one["attention"] = float(weights[place]) if weights is not None else None
+            one["gain"] = self._gain(row, source) if strategy == PERSONALISED else None
+            found.append(one)
+        return found
+
+    def _list(self, row: int, shared: UserEmbeddings, *, k: int) -> Int32[np.ndarray, " k"]:
+        """What is served to one user of whom this is `shared`; -1 where there is nothing more."""
+        rows = np.array([row])
+        (part,) = self.told.parts(rows, shared)
+        seen = self.told.run.recommender.model(self.told.domain).seen.of_each(rows)
+        return top_k(part.scorer, np.zeros(1, np.int64), k=k, seen=seen, n_threads=1).items[0]
 
     def _gain(self, row: int, source: str) -> float | None:
         """What the source adds to the metric of a test user."""
-        model = self.run.recommender.about["model"][self.domain]
-        whole, less = (
-            by[of][self.domain] for by, of in ((self.run.metrics, model), (self.run.hidden, source))
-        )
+        run, domain = self.told.run, self.told.domain
+        model = run.recommender.about["model"][domain]
+        whole, less = run.metrics[model][domain], run.hidden[source][domain]
         both = [one.values[_NDCG][one.users == row] for one in (whole, less)]
         # of very many test users only some were measured with the source hidden
         return float(both[0][0] - both[1][0]) if len(both[1]) else None
-
-    def _asked(self, row: int, source: str, served: Candidate) -> dict[str, float]:
-        if self.attention is None or "cat_art" not in served.kind:
-            return {}
-        return {"attention": float(self.attention[row, list(self.hidden).index(source)])}
 
 
 def helped(run: RunResult, domain: str) -> pl.DataFrame:
@@ -161,7 +152,7 @@ def helped(run: RunResult, domain: str) -> pl.DataFrame:
     Raises what `check` raises.
     """
     check(run, domain)
-    served, pairs = _told(run, domain).get(_PERSONALISED), run.by_source()
+    served, pairs = told_kinds(run, domain).get(PERSONALISED), run.by_source()
     weights = run.learning.attention.get(domain, {}) if served and "cat_art" in served.kind else {}
     rows: list[dict[str, Any]] = []
     for source in _others(run, domain) if served else ():
@@ -182,18 +173,21 @@ def helped(run: RunResult, domain: str) -> pl.DataFrame:
 def measure(run: RunResult, *, n_threads: int) -> Metrics:
     """What `RunResult.hidden` holds; domains that `check` refuses have none."""
     found: dict[str, dict[str, PerUser]] = {}
-    shared = run.stages.told(run.splits) if run.stages.aligned else None
+    latest: Latest | None = None
     for domain, split in run.splits.items():
-        served = _told(run, domain).get(_PERSONALISED)
-        if served is None or _fault(run, domain, served):
+        if PERSONALISED not in told_kinds(run, domain) or told.fault(run, domain):
             continue
-        scorer = run.recommender.domains[domain].scorer
+        latest = latest or Latest.of(run)
+        anew = Told.of(run, domain, latest)
         users = _some_of(np.flatnonzero(split.test.known_users()), run, domain)
-        lists = partial(_lists, split, users, n_threads=n_threads)
-        whole = lists(scorer)
-        some = (users, shared.of(users)) if shared else None
+        # as they are measured: test items are not skipped
+        ranked = partial(top_k, k=_K, n_threads=n_threads)
+        served, seen = run.recommender.domains[domain].scorer, split.seen()
+        whole = ranked(served, users, seen=seen).items
+        seen, places, shared = seen.of_each(users), np.arange(len(users)), latest.told(users)
         for source in _others(run, domain):
-            less = lists(_retold(run, domain, _PERSONALISED, scorer, [source], some))
+            scorer = anew.scorer(PERSONALISED, users, shared.hidden(source))
+            less = ranked(scorer, places, seen=seen).items
             values = ndcg(hits_of(less, users, split.test), split.test.counts()[users])
             both = {_NDCG: values, _KEPT: _kept(whole, less)}
             found.setdefault(source, {})[domain] = PerUser(users, both)
@@ -228,12 +222,19 @@ def without(run: RunResult, domain: str, *sources: str) -> Recommender:
     }
     if unknown := set(sources) - set(_others(run, domain)):
         served.model(min(unknown))
-    model = served.domains[domain]
-    with libraries_on_one_thread():
-        scorer = _retold(run, domain, _PERSONALISED, model.scorer, sources)
-        cold = _retold(run, domain, _CROSS_DOMAIN, model.cold, sources) if model.cold else None
-    elsewhere = run.stages.known_elsewhere(domain, sources)
-    changed = replace(model, scorer=scorer, cold=cast(Factors | None, cold), elsewhere=elsewhere)
+    model, found = served.domains[domain], Told.of(run, domain)
+    changed = replace(model, elsewhere=run.stages.known_elsewhere(domain, sources))
+    if found.latest:
+        everybody = np.arange(len(served.users))
+        shared = found.latest.told(everybody)
+        if sources:
+            shared = shared.hidden(*sources)
+        with libraries_on_one_thread():
+            if PERSONALISED in found.kinds:
+                changed = replace(changed, scorer=found.scorer(PERSONALISED, everybody, shared))
+            if model.cold:
+                cold = found.scorer(CROSS_DOMAIN, everybody, shared)
+                changed = replace(changed, cold=cast(Factors, cold))
     return replace(served, domains={**served.domains, **silent, domain: changed})
 
 
@@ -241,19 +242,17 @@ def check(run: RunResult, domain: str) -> None:
     """Raise unless it can be told what each source does for `domain`.
 
     `UnknownNameError` for an unknown domain; `ConfigError` for a run of one domain, and for what
-    ``--only`` fitted, but for ``cat_art``, ``linear`` and ``ials_head``.
+    `told.check` refuses.
     """
     run.recommender.model(domain)
     if not _others(run, domain):
         raise ConfigError(
             f"{domain} is the only domain of the run, so no other can have helped it; fit with two"
         )
-    told = _told(run, domain)
-    for found in told.values():
-        if fault := _fault(run, domain, found):
-            raise ConfigError(f"{domain} is served by {found.kind}, {fault}")
-    if _PERSONALISED in told and not any(domain in of for of in run.hidden.values()):
-        raise ConfigError(f"{domain}: {_OLD}")
+    told.check(run, domain)
+    measured = any(domain in of for of in run.hidden.values())
+    if PERSONALISED in told_kinds(run, domain) and not measured:
+        raise ConfigError(f"{domain}: {told.OLD}")
 
 
 def _others(run: RunResult, domain: str) -> list[str]:
@@ -261,112 +260,17 @@ def _others(run: RunResult, domain: str) -> list[str]:
     return [name for name in (shared.domains if shared else run.splits) if name != domain]
 
 
-def _told(run: RunResult, domain: str) -> dict[str, Candidate]:
-    """Strategy -> what serves its users, if that is told of other domains."""
-    verdict = run.learning.verdicts.get(domain)
-    if verdict:
-        here, cold = (verdict.chosen if verdict.transfers else None), verdict.cold
-    else:
-        kind = run.recommender.about["model"][domain]
-        told = MODELS[kind].sees != "own data"
-        here = cold = Candidate(kind, kind, math.nan) if told else None
-    return {
-        strategy: found
-        for strategy, found in ((_PERSONALISED, here), (_CROSS_DOMAIN, cold))
-        # a transfer that was not kept is the domain alone
-        if found and (found.kind != "cat_art" or run.learning.kept.get(domain, True))
-    }
-
-
-def _fault(run: RunResult, domain: str, served: Candidate) -> str | None:
-    """Why no source can be hidden from that model."""
-    parts, stages = set(served.kind.split("+")), run.stages
-    if parts - _HIDEABLE:
-        return f"from which no domain can be hidden; fit without --only, or {_ALONE}"
-    if "cat_art" in parts and domain not in stages.transferred:
-        return "whose stages are not kept; fit without --only, or with --only cat_art alone"
-    if "cat_art" in parts and stages.aligned and math.isnan(stages.aligned.length):
-        return _OLD
-    return None
-
-
-def _retold(
-    run: RunResult,
-    domain: str,
-    strategy: str,
-    model: Trained,
-    sources: Sequence[str],
-    some: tuple[Int64[np.ndarray, " user"], UserEmbeddings] | None = None,
-) -> Trained:
-    """The model of that strategy's users, with the sources hidden from it.
-
-    With `some`, users and what is exchanged of them, it need not be right for any others.
-    """
-    if isinstance(model, Gated):
-        told = _retold(run, domain, strategy, model.told, sources, some)
-        return replace(model, told=cast(Model, told))
-    served = _told(run, domain).get(strategy)
-    parts = served.kind.split("+") if served else ()
-    if "linear" in parts or "ials_head" in parts:
-        # the others' embeddings stand side by side, behind what the user did, or is, here
-        dim = run.stages.alone[domain].factors.users.shape[1]
-        own = model.n_items if isinstance(model, Linear) else dim * ("ials_head" in parts)
-        for source in sources:
-            start = own + dim * _others(run, domain).index(source)
-            model = without_inputs(model, slice(start, start + dim))
-        aligned = run.stages.aligned
-        if sources and strategy == _PERSONALISED and run.config.choice.global_embedding and aligned:
-            shared = run.stages.told(run.splits).hidden(*sources)
-            known = shared.known.any(axis=1, keepdims=True)
-            start = own + dim * len(_others(run, domain))
-            told = np.float32(served.source_weight if served else 0) * known * aligned.of(shared)
-            model = with_inputs(model, start, told)
-    if served and "cat_art" in parts and some:
-        vectors = _served_some(*some, sources, domain, run)
-        model = vectors if served.weight is None else reblended(model, vectors, served.weight)
-    elif served and "cat_art" in parts:
-        everything = run.stages.told(run.splits)
-        shared = everything.hidden(*sources) if sources else everything
-        if strategy == _CROSS_DOMAIN:
-            vectors = new_here(domain, run.splits[domain], run.stages, shared, run.config)
-        else:
-            vectors = served_with(shared, domain, run.stages, run.config)
-        model = vectors if served.weight is None else reblended(model, vectors, served.weight)
-    return model
-
-
-def _served_some(
-    users: Int64[np.ndarray, " user"],
-    shared: UserEmbeddings,
-    sources: Sequence[str],
-    domain: str,
-    run: RunResult,
-) -> Factors:
-    """CAT-ART with the sources hidden, and the vectors of these users alone; 0 for all others."""
-    alone = run.stages.alone[domain]
-    here = replace(alone, factors=Factors(alone.factors.users[users], alone.factors.items))
-    stages = replace(run.stages, alone={**run.stages.alone, domain: here})
-    some = served_with(shared.hidden(*sources), domain, stages, run.config)
-    everybody = np.zeros(alone.factors.users.shape, np.float32)
-    everybody[users] = some.users
-    return Factors(everybody, some.items)
-
-
-def _attention(run: RunResult, domain: str) -> Float32[np.ndarray, "user source"]:
-    stages, shared = run.stages, run.stages.told(run.splits)
+def _attention(anew: Told, row: int, shared: UserEmbeddings) -> Float32[np.ndarray, " source"]:
+    """CAT-ART's weights of the sources for one user, of whom this is `shared`."""
+    stages, domain = anew.run.stages, anew.domain
     if stages.aligned is None:
         raise ValueError("there is no stage 2")
+    alone = stages.alone[domain]
+    here = replace(alone, factors=Factors(alone.factors.users[[row]], alone.factors.items))
     return attention(
-        domain, stages.transferred[domain], stages.alone[domain], shared, stages.aligned.users,
-        run.config,
-    )  # fmt: skip
-
-
-def _lists(
-    split: Split, users: Int64[np.ndarray, " user"], scorer: Trained, *, n_threads: int
-) -> Int32[np.ndarray, "user k"]:
-    """As they are measured: test items are not skipped."""
-    return top_k(scorer, users, k=_K, seen=split.seen(), n_threads=n_threads).items
+        domain, stages.transferred[domain], here, shared, stages.aligned.users[[row]],
+        anew.run.config,
+    )[0]  # fmt: skip
 
 
 def _kept(
@@ -377,8 +281,19 @@ def _kept(
     return np.sum(stay, axis=0) / np.maximum((whole >= 0).sum(axis=1), 1)
 
 
-def _rows(user_ids: object, users: Vocabulary) -> Int64[np.ndarray, " user"]:
-    """Each user once."""
+def change(
+    items: Vocabulary, whole: Int32[np.ndarray, " k"], less: Int32[np.ndarray, " k"]
+) -> dict[str, Any]:
+    """`kept`, `leaves` and `enters` where a user's list becomes another; -1 is no item."""
+    whole, less = whole[whole >= 0], less[less >= 0]
+    leaves, enters = whole[~np.isin(whole, less)], less[~np.isin(less, whole)]
+    kept = 1 - len(leaves) / len(whole) if len(whole) else None
+    went, came = items.ids(leaves).to_list(), items.ids(enters).to_list()
+    return {"kept": kept, "leaves": went, "enters": came}
+
+
+def rows_of(user_ids: object, users: Vocabulary) -> Int64[np.ndarray, " user"]:
+    """Each user once, as asked; `UnknownNameError` for one whom no domain knows."""
     ids = asked(user_ids, users).unique(maintain_order=True)
     rows = users.rows(ids)
     if (unknown := ids.filter(pl.Series(rows < 0))).len():

@@ -98,7 +98,7 @@ def gathered(
     """
     found = np.zeros(len(rows) + 1, dtype=np.int64)
     asked = rows[rows >= 0]
-    found[1:][rows >= 0] = np.diff(indptr)[asked]
+    found[1:][rows >= 0] = indptr[asked + 1] - indptr[asked]
     np.cumsum(found, out=found)
     if found[-1] == len(values) and np.all(np.diff(asked) > 0):
         return found, values

@@ -1,10 +1,13 @@
 """Two models of a domain as one: their scores added up."""
 
+from dataclasses import replace
+from typing import cast
+
 import numpy as np
 from jaxtyping import Float32, Int64
 from scipy.sparse import csr_array, hstack
 
-from musketeers.baselines.linear import Linear, history, shape
+from musketeers.baselines.linear import Linear, history
 from musketeers.data.interactions import Interactions
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
@@ -17,12 +20,31 @@ def blend(first: Linear | Factors, second: Factors, weight: float) -> Linear | F
     the items' vectors rows of weights, one for each dimension; so what was linear stays so.
     Sparse weights become dense ones.
     """
-    users = np.float32(weight) * second.users
     if isinstance(first, Factors):
-        return Factors(np.hstack([first.users, users]), np.hstack([first.items, second.items]))
+        users = cast(np.ndarray, beside(first.users, second.users, weight))
+        return Factors(users, np.hstack([first.items, second.items]))
     weights = first.weights if isinstance(first.weights, np.ndarray) else first.weights.toarray()
-    inputs = csr_array(hstack([first.inputs, csr_array(users)]))
+    inputs = cast(csr_array, beside(first.inputs, second.users, weight))
     return Linear.of(inputs, np.concatenate([weights, second.items.T]))
+
+
+Inputs = csr_array | Float32[np.ndarray, "user column"]
+"""What a model is told of its users: sparse rows of a linear one, else vectors."""
+
+
+def beside(inputs: Inputs, vectors: Float32[np.ndarray, "user dim"], weight: float) -> Inputs:
+    """What a blend is told of users: the first model's `inputs`, and the second's vectors."""
+    users = np.float32(weight) * vectors
+    if isinstance(inputs, np.ndarray):
+        return np.hstack([inputs, users])
+    return csr_array(hstack([inputs, csr_array(users)]))
+
+
+def of_inputs(model: Linear | Factors, inputs: Inputs) -> Linear | Factors:
+    """The same trained model of users of whom it is told these; items are not copied."""
+    if isinstance(model, Factors):
+        return replace(model, users=cast(np.ndarray, inputs))
+    return Linear(cast(csr_array, inputs), model.weights, model.largest)
 
 
 def with_history(model: Linear, pairs: Interactions) -> Linear:
@@ -30,44 +52,6 @@ def with_history(model: Linear, pairs: Interactions) -> Linear:
     more = history(pairs)
     more.resize(model.inputs.shape)
     return Linear(csr_array(model.inputs + more), model.weights, model.largest)
-
-
-def reblended(model: Linear | Factors, vectors: Factors, weight: float) -> Linear | Factors:
-    """A blend whose second model has other vectors of its users than when it was made.
-
-    With those of then it is the same bit by bit.
-    """
-    users, dim = np.float32(weight) * vectors.users, vectors.users.shape[1]
-    if isinstance(model, Factors):
-        return Factors(np.hstack([model.users[:, :-dim], users]), model.items)
-    inputs = csr_array(hstack([model.inputs[:, :-dim], csr_array(users)]))
-    return Linear(inputs, model.weights, model.largest)
-
-
-def without_inputs(model: Linear | Factors, columns: slice) -> Linear | Factors:
-    """The same trained model, told 0 in these columns of every user's inputs or vector."""
-    if isinstance(model, Factors):
-        users = model.users.copy()
-        users[:, columns] = 0
-        return Factors(users, model.items)
-    kept = np.ones(shape(model.inputs)[1], np.float32)
-    kept[columns] = 0
-    inputs = model.inputs.copy()
-    inputs.data *= kept[inputs.indices]
-    return Linear(inputs, model.weights, model.largest)
-
-
-def with_inputs(
-    model: Linear | Factors, start: int, values: Float32[np.ndarray, "user column"]
-) -> Linear | Factors:
-    """The same trained model, told these values in place of as many columns from `start` on."""
-    stop = start + values.shape[1]
-    if isinstance(model, Factors):
-        return Factors(
-            np.hstack([model.users[:, :start], values, model.users[:, stop:]]), model.items
-        )
-    parts = [model.inputs[:, :start], csr_array(values), model.inputs[:, stop:]]
-    return Linear(csr_array(hstack(parts)), model.weights, model.largest)
 
 
 def equal_weight(first: Scorer, second: Scorer, users: Int64[np.ndarray, " user"]) -> float:

@@ -80,19 +80,19 @@ def cold_linear(train: Interactions, told: UserEmbeddings) -> Callable[[float], 
     Unlike the linear head's, these weights are made for users without a history: there, much of
     what the embeddings tell is left to the history to tell.
     """
-    users = train.known_users() & told.known.any(axis=1)
-    inputs = _inputs(told)
-    of_both = inputs[users].astype(np.float64)
+    both = train.known_users() & told.known.any(axis=1)
+    users = inputs(told)
+    of_both = users[both].astype(np.float64)
     products = of_both.T @ of_both
     # where nobody is in both, all is 0
     products[-1, -1] = max(products[-1, -1], 1)
-    targets = (history(train)[users].T @ of_both).T
+    targets = (history(train)[both].T @ of_both).T
 
     def at(regularization: float) -> Factors:
         held = np.full(len(products), regularization)
         held[-1] = 0
         weights = solve(products + np.diag(held), targets, assume_a="pos")
-        return Factors(inputs, np.ascontiguousarray(weights.T, dtype=np.float32))
+        return Factors(users, np.ascontiguousarray(weights.T, dtype=np.float32))
 
     return at
 
@@ -103,7 +103,7 @@ def bytes_needed(train: Interactions, told: UserEmbeddings) -> int:
     return 20 * width * train.n_users + 40 * width * train.n_items
 
 
-def _inputs(told: UserEmbeddings) -> Float32[np.ndarray, "user input"]:
-    """The embeddings side by side, and a 1."""
+def inputs(told: UserEmbeddings) -> Float32[np.ndarray, "user input"]:
+    """What `cold_linear` is told of users: the embeddings side by side, and a 1."""
     n_users = len(told.values)
     return np.hstack([told.values.reshape(n_users, -1), np.ones((n_users, 1), np.float32)])

@@ -106,7 +106,7 @@ def of_rows(model: Model | Gated, rows: Int64[np.ndarray, " asked"]) -> Model | 
         return replace(model, inputs=inputs)
     users = model.users[rows.clip(0)]
     users[rows < 0] = 0
-    return Factors(users, model.items)
+    return replace(model, users=users)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +144,7 @@ class _Pull:
     ) -> Factors:
         """The users of `start`, of whom the model knows so many pairs, with these too."""
         if self.same is not None:
-            return Factors(np.tile(self.same, (len(counts), 1)), start.items)
+            return replace(start, users=np.tile(self.same, (len(counts), 1)))
         users = start.users.copy()
         for place in np.flatnonzero(pairs.known_users()).tolist():
             new = start.items[pairs.of(place)].astype(np.float64) - self.mean
@@ -152,7 +152,7 @@ class _Pull:
             left = new.T @ new + len(new) * self.covariance + prior
             right = self.margin * new.sum(axis=0) + prior @ start.users[place]
             users[place] = solve(left, right, assume_a="pos")
-        return Factors(users, start.items)
+        return replace(start, users=users)
 
 
 def _sides(model: Model | Gated) -> tuple[Model, ...]:

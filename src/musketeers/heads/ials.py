@@ -74,7 +74,7 @@ def ials_solved(
         index = shared.index(target)
 
         def at(settings: IalsHeadSettings) -> Factors:
-            users = _inputs(shared, index, settings.source_weight)
+            users = inputs(shared, index, settings.source_weight)
             items = np.zeros((train.n_items, users.shape[1]), np.float32)
             how = IalsSettings(settings.unobserved_weight, settings.regularization)
             # whom the target does not know has not passed its items by
@@ -100,10 +100,11 @@ def work(train: Interactions, width: int, *, n_weights: int) -> int:
     return _SLOWER * n_weights * each
 
 
-def _inputs(
-    shared: UserEmbeddings, index: int, weight: float
-) -> Float32[np.ndarray, "user column"]:
-    """The target's slice, then the others' times the weight; without weight the first alone."""
+def inputs(shared: UserEmbeddings, index: int, weight: float) -> Float32[np.ndarray, "user column"]:
+    """What the head is told of users: the target's slice, then the others' times the weight.
+
+    Without weight the first alone.
+    """
     own, others = shared.values[:, index], np.delete(shared.values, index, axis=1)
     if not weight:
         return own

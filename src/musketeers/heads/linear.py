@@ -95,12 +95,17 @@ def linear_solved(
             shrunk = weight**2 * left + regularization * np.eye(columns.shape[1])
             pull = weight * solve(shrunk, explained.T, assume_a="pos")
             weights = _weights(inverse, weight * explained, pull)
-            inputs = csr_array(hstack([own, csr_array(np.float32(weight) * columns)]))
-            return Linear.of(inputs, weights)
+            return Linear.of(inputs(own, told, weight), weights)
 
         return at
 
     return of
+
+
+def inputs(own: csr_array, told: UserEmbeddings, weight: float) -> csr_array:
+    """What the head is told of users: what they did, then the others' embeddings, weighted."""
+    columns = told.values.reshape(len(told.values), -1)
+    return csr_array(hstack([own, csr_array(np.float32(weight) * columns)]))
 
 
 def bytes_needed(n_users: int, n_items: int, width: int, *, n_models: int = 1) -> int:

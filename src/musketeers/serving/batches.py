@@ -5,10 +5,13 @@ all.  Nobody is made to wait for company: whoever comes while a thread is free g
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from musketeers.errors import ArtifactError
+from musketeers.serving.fresh import Store
+from musketeers.serving.ids import Id
 from musketeers.serving.lists import Asked, Listed, lists
 from musketeers.serving.version import Version
 
@@ -21,9 +24,11 @@ Answer = tuple[Version, list[Listed]]
 
 @dataclass(slots=True, eq=False)
 class Batches:
-    """A queue of wanted lists for each domain, and threads that take from it.  For one event loop."""
+    """A queue of wanted lists for each domain, and threads that take from it; for one loop."""
 
     current: Callable[[], Version]
+    fresh: Store | None
+    """Where it is kept what users have done since the model was fitted."""
     threads: Executor
     n_free: int
     """Threads that have nothing to do."""
@@ -57,7 +62,10 @@ class Batches:
         """On a thread of its own."""
         version, asked = self.current(), [one for each in taken for one in each.asked]
         try:
+            asked, lost = _told(self.fresh, asked)
             found: list[Listed] | Exception = lists(version, domain, asked)
+            if lost:
+                found = [replace(each, degraded=True) for each in found]
         except Exception as error:  # noqa: BLE001 -- raised where it was asked for
             found = error
         loop.call_soon_threadsafe(self._done, loop, version, taken, found)
@@ -98,3 +106,23 @@ def _first(queue: list[_Waiting]) -> list[_Waiting]:
         if n_lists > MOST:
             return queue[: max(place, 1)]
     return queue
+
+
+def _told(store: Store | None, asked: Sequence[Asked]) -> tuple[Sequence[Asked], bool]:
+    """The same with what is kept of the users' doings, and whether the store failed to say."""
+    if store is None:
+        return asked, False
+    try:
+        kept = store.recent([str(one.user) for one in asked])
+    except ArtifactError:
+        return asked, True
+    return [
+        replace(one, recent=_joined(one.recent, more))
+        for one, more in zip(asked, kept, strict=True)
+    ], False
+
+
+def _joined(
+    some: Mapping[str, Sequence[Id]], more: Mapping[str, Sequence[Id]]
+) -> Mapping[str, Sequence[Id]]:
+    return {name: [*some.get(name, ()), *more.get(name, ())] for name in {**some, **more}}

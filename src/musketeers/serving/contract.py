@@ -1,4 +1,4 @@
-"""What the service is asked and what it answers, as JSON; its OpenAPI document is made from this."""
+"""What the service is asked and what it answers, as JSON; its OpenAPI document comes from this."""
 
 from typing import Annotated, Literal
 
@@ -120,7 +120,9 @@ class Wishes(Closed):
 class Met(Closed):
     """Items that a user has just met."""
 
-    domain: Annotated[StrictStr, Field(description="The domain of the items.", max_length=LONGEST_ID)]
+    domain: Annotated[
+        StrictStr, Field(description="The domain of the items.", max_length=LONGEST_ID)
+    ]
     item_ids: Annotated[list[AnyId], Field(min_length=1, max_length=MOST_ITEMS)]
 
     model_config = ConfigDict(
@@ -142,9 +144,7 @@ class Item(Closed):
 
     rank: Annotated[int, Field(ge=1)]
     id: AnyId
-    score: Annotated[
-        float, Field(description="Orders this list; does not compare between lists.")
-    ]
+    score: Annotated[float, Field(description="Orders this list; does not compare between lists.")]
 
 
 class Answer(Closed):
@@ -201,7 +201,9 @@ class Similar(Answer):
 class Moved(Closed):
     """What happens to a list with something left out."""
 
-    kept: Annotated[float | None, Field(ge=0, le=1, description="The share of the list that stays.")]
+    kept: Annotated[
+        float | None, Field(ge=0, le=1, description="The share of the list that stays.")
+    ]
     leaves: list[AnyId]
     enters: list[AnyId]
 
@@ -270,7 +272,9 @@ class DomainFacts(Closed):
     users: Annotated[int, Field(description="With a history in this domain.")]
     model: str
     item_ids: Annotated[str, Field(description="What its ids are: integers, text, ...")]
-    transfers: Annotated[bool, Field(description="Whether other domains' users get lists of theirs.")]
+    transfers: Annotated[
+        bool, Field(description="Whether other domains' users get lists of theirs.")
+    ]
 
 
 class Features(Closed):
@@ -307,7 +311,7 @@ class VersionFacts(Closed):
 
 
 class VersionList(Closed):
-    """The one that serves, the one that can be gone back to, and those that were refused of late."""
+    """The one that serves, the one before it, and those that were refused of late."""
 
     versions: list[VersionFacts]
     request_id: str

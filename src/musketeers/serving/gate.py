@@ -1,9 +1,10 @@
 """The one door of the service: who asks, how much at once, how long, and what is said of it.
 
 Gives `Gate`, whose `around` is the app's only middleware.  In order, for each request: a request
-id; who asks (`keys`); bounds of headers and body; health and metrics pass here; then draining,
-the key's rate, the body read whole, a place among those worked on, and the deadline over all of
-that.  Whatever is refused is a problem document; every request is counted and logged once.
+id; who asks (`keys`); bounds of headers and body; what operators ask for passes here (`UNGATED`);
+then draining, the key's rate, the body read whole, a place among those worked on, and the deadline
+over all of that.  Whatever is refused is a problem document; each request is counted and logged
+once.
 """
 
 import asyncio
@@ -21,8 +22,18 @@ from musketeers.serving.metrics import METHODS, UNMATCHED, Metrics
 from musketeers.serving.problems import Problem, as_problem
 from musketeers.serving.slots import Slots
 
-UNGATED = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-"""Paths that answer however busy the service is."""
+UNGATED = frozenset(
+    {
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v1/admin/reload",
+        "/v1/admin/rollback",
+    }
+)
+"""Paths that answer however busy the service is, and take the time that they need."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -113,14 +124,14 @@ class Gate:
             return
         self._check_room()
         self._check_rate(key)
-        late = Problem(408, headers={"Connection": "close"}) if head.has_body else Problem(504)
+        reading = head.has_body
         clock = asyncio.timeout(self._limits.deadline)
         try:
             async with clock:
-                if head.has_body:
+                if reading:
                     receive = await self._whole(receive)
-                    late = Problem(504)
                     self._check_room()
+                    reading = False
                 await self._slots.enter()
                 try:
                     await app(scope, receive, send)
@@ -129,7 +140,9 @@ class Gate:
         except TimeoutError:
             if not clock.expired():
                 raise
-            raise late from None
+            if reading:
+                raise Problem(408, headers={"Connection": "close"}) from None
+            raise Problem(504) from None
 
     def _check_room(self) -> None:
         if self.draining:

@@ -65,6 +65,13 @@ class Ids:
         found = np.fromiter((_place(str(one), self.ascending) for one in ids), np.int64, len(ids))
         return found if self.order is None else np.where(found < 0, -1, self.order[found])
 
+    def as_written(self, one: Id) -> Id:
+        """An id of a caller as answers have it, whether it is known or not."""
+        if isinstance(self.written, np.ndarray) and not self.secret:
+            number = one if isinstance(one, int) else _integer(one)
+            return one if number is None else number
+        return str(one)
+
     def ids(self, rows: Int[np.ndarray, " row"]) -> list[Id]:
         """As answers have them."""
         if isinstance(self.written, np.ndarray):

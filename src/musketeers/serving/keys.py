@@ -56,9 +56,13 @@ class Key:
     """None: all."""
     digest: bytes = field(default=b"", repr=False)
 
+    def may_see(self, domain: str) -> bool:
+        """Whether the key is one for `domain`."""
+        return self.domains is None or domain in self.domains
+
     def check_domain(self, domain: str) -> None:
         """Raise `Problem` (403) unless the key is one for `domain`."""
-        if self.domains is not None and domain not in self.domains:
+        if not self.may_see(domain):
             raise Problem(403, "domain_forbidden", "The key is not one for this domain.")
 
 

@@ -36,11 +36,23 @@ class Asked:
 class Listed:
     """The answer to one `Asked`."""
 
+    user: Id
     items: list[tuple[Id, float]]
     """Best first, with their scores; equal scores stand in the order of their ids."""
     strategy: str
     degraded: bool
     """Whether something that the user did was not used, though it could have been."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Items like one of them."""
+
+    item: Id
+    items: list[tuple[Id, float]]
+    """Best first, with their scores."""
+    by: str
+    """What the scores are: see `similar`."""
 
 
 def lists(version: Version, domain: str, asked: Sequence[Asked]) -> list[Listed]:
@@ -62,13 +74,12 @@ def lists(version: Version, domain: str, asked: Sequence[Asked]) -> list[Listed]
     for n, count in enumerate(counts):
         items, scores = ids.ids(ranking.items[n, :count]), ranking.scores[n, :count].tolist()
         pairs = list(zip(items, scores, strict=True))
-        found.append(Listed(pairs, STRATEGIES[strategies[n]], bool(degraded[n])))
+        user = version.users.as_written(asked[n].user)
+        found.append(Listed(user, pairs, STRATEGIES[strategies[n]], bool(degraded[n])))
     return found
 
 
-def similar(
-    version: Version, domain: str, item: Id, k: int
-) -> tuple[list[tuple[Id, float]], str] | None:
+def similar(version: Version, domain: str, item: Id, k: int) -> Alike | None:
     """The `k` items most like `item`, best first, and by what; None for an unknown item.
 
     By ``cosine`` of the items' vectors; where the domain's model is linear, by ``weight``: what it
@@ -92,7 +103,7 @@ def similar(
     found = top_k(scorer, one, k=min(k, len(ids)), seen=skip, n_threads=1)
     n = int((found.items[0] >= 0).sum())
     pairs = zip(ids.ids(found.items[0, :n]), found.scores[0, :n].tolist(), strict=True)
-    return list(pairs), by
+    return Alike(ids.ids(itself)[0], list(pairs), by)
 
 
 def _recent(version: Version, asked: Sequence[Asked]) -> dict[str, Interactions]:

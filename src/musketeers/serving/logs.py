@@ -4,7 +4,6 @@ Gives `Log`.  A line has no path, id, score, key or body; of an exception it has
 it arose, not its text, which could hold an id.
 """
 
-import json
 import logging
 import sys
 import traceback
@@ -12,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
+
+from pydantic_core import to_json
 
 Form = Literal["text", "json"]
 
@@ -29,7 +30,7 @@ class Log:
         """One line; `fields` are plain values without anything of a user."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         if self.form == "json":
-            line = json.dumps({"time": time, "level": level, "event": name, **fields})
+            line = to_json({"time": time, "level": level, "event": name, **fields}).decode()
         else:
             said = (f" {key}={value}" for key, value in fields.items() if value is not None)
             line = f"{time} {level} {name}{''.join(said)}"

@@ -31,17 +31,15 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
-        # finding the labels' own histogram takes as long as adding to it; there are few
+        # finding what belongs to the labels takes as long as adding to it; there are few
         self._seconds: Callable[..., Any] = cache(seconds.labels)
         self._inflight = Gauge(
             "musketeers_inflight_requests", "Requests that are worked on now.", registry=registry
         )
-        self._rejected = Counter(
-            "musketeers_rejected",
-            "Requests refused before any work.",
-            ("reason",),
-            registry=registry,
+        rejected = Counter(
+            "musketeers_rejected", "Requests refused.", ("reason",), registry=registry
         )
+        self._rejected: Callable[..., Any] = cache(rejected.labels)
         self._reload = Counter(
             "musketeers_reload", "Attempts to load a model.", ("result",), registry=registry
         )
@@ -69,7 +67,7 @@ class Metrics:
 
     def rejected(self, reason: str) -> None:
         """A request is refused; `reason` is the code of its problem."""
-        self._rejected.labels(reason).inc()
+        self._rejected(reason).inc()
 
     def reloaded(self, result: str) -> None:
         """A model was to be loaded; `result` is one word of ours."""

@@ -7,7 +7,6 @@ id, body, header or key) and nothing of an exception that was not written for ca
 could hold an id.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,13 +14,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from musketeers.errors import ConfigError, DataError, MusketeersError, UnknownNameError
+from musketeers.errors import ConfigError, DataError, UnknownNameError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 16
@@ -84,7 +84,7 @@ class Problem(Exception):
 
     def encoded(self, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """The headers and the document of the answer."""
-        body = json.dumps(
+        body = to_json(
             {
                 "type": "about:blank",
                 "title": HTTPStatus(self.status).phrase,
@@ -94,7 +94,7 @@ class Problem(Exception):
                 "request_id": request_id,
                 "errors": [{"pointer": e.pointer, "detail": e.detail} for e in self.errors],
             }
-        ).encode()
+        )
         headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **self.headers}
         return [(n.lower().encode(), v.encode()) for n, v in headers.items()], body
 
@@ -119,11 +119,11 @@ def as_problem(error: Exception) -> Problem:
 def install(app: FastAPI) -> None:
     """Make `app` answer every error that a request brings about as a problem document.
 
-    Unforeseen exceptions pass; the gate (`gate.Gate`) answers and logs them.  A path with a
+    All other exceptions pass; the gate (`gate.Gate`) answers and logs them.  A path with a
     slash too many is unknown, not redirected: the address to go to would repeat ids.
     """
     app.router.redirect_slashes = False
-    for kind in (Problem, HTTPException, RequestValidationError, MusketeersError):
+    for kind in (Problem, HTTPException, RequestValidationError, DataError, ConfigError):
         app.add_exception_handler(kind, _answer)
     described = app.openapi
 

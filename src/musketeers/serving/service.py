@@ -1,9 +1,10 @@
 """What the endpoints work with, and what several of them do."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic_core import to_json
@@ -16,6 +17,8 @@ from musketeers.serving.metrics import Metrics
 from musketeers.serving.problems import Fault, Problem
 from musketeers.serving.version import Version
 from musketeers.serving.versions import Versions
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +34,10 @@ class Service:
     gate: Gate
     metrics: Metrics
 
+    async def on_thread(self, work: Callable[..., Result], *args: object) -> Result:
+        """What `work` gives, done where nobody waits for it."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+
     def version_with(self, domain: str) -> Version:
         """The version that serves now; raises `Problem` (404) if it has no such domain."""
         version = self.versions.current
@@ -43,6 +50,11 @@ class Service:
         if recent.keys() - self.versions.current.items.keys():
             fault = Fault("/body/recent", "There is a domain that the model does not have")
             raise Problem(422, errors=[fault])
+
+
+def service_of(request: Request) -> Service:
+    """Of the app that the request came to."""
+    return request.app.state.service
 
 
 def as_json(request: Request, status: int = 200, **fields: Any) -> Response:

@@ -181,8 +181,12 @@ def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False
     )
-    for setting in ("synchronous = FULL", "fullfsync = ON", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {setting}").close()
+    try:
+        for setting in ("synchronous = FULL", "fullfsync = ON", "secure_delete = ON"):
+            connection.execute(f"PRAGMA {setting}").close()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

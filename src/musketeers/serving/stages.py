@@ -3,30 +3,47 @@
 It is read after the model, with which a server can answer before.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from musketeers import run_files
+from musketeers.errors import ConfigError
+from musketeers.latest import Latest
+from musketeers.own_items import OwnItems
 from musketeers.recommender import Recommender
-from musketeers.results import RunResult
 from musketeers.sources import Explainer
-from musketeers.told import Told, fault, latest_of
+from musketeers.told import Told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stages:
-    """A run whose domains can be told more, or less, of a few users."""
+    """Domains that can be told more, or less, of a few users."""
 
-    run: RunResult
     told: Mapping[str, Told]
-    """Of the domains that can be told anew."""
+    """Of those that can be told more."""
     explainers: Mapping[str, Explainer]
+    """Of those that can be told less."""
+    own: Mapping[str, OwnItems]
+    """Of the same."""
 
     @classmethod
     def read(cls, place: Path, recommender: Recommender) -> "Stages":
-        """Those beside the model `recommender` of the run in the folder `place`.
+        """Those of the run in the folder `place`, whose model is `recommender`.
 
         Raises `ArtifactError` if any of it is damaged.
         """
+        run = run_files.open_run(place, recommender)
+        told, explainers = dict[str, Told](), dict[str, Explainer]()
+        own = dict[str, OwnItems]()
+        latest: Latest | None = None
+        for domain in recommender.domains:
+            try:
+                latest = latest or Latest.of(run)
+                told[domain] = Told.of(run, domain, latest)
+                own[domain] = OwnItems.of(run, domain)
+                explainers[domain] = Explainer.of(run, domain, latest)
+            except ConfigError:
+                # of some models nothing can be taken away, nor anything added
+                continue
+        return cls(told, explainers, own)

@@ -1,7 +1,7 @@
 """One version of the model, as it is served: read, checked, made ready, and never changed."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,12 @@ from musketeers.errors import ArtifactError
 from musketeers.heads.fold_in import Folding
 from musketeers.heads.gate import Gated
 from musketeers.ranking import Factors
-from musketeers.recommender import Recommender, ranked
+from musketeers.recommender import Recommender
 from musketeers.run_folder import RunFolder
-from musketeers.serving.ids import Ids
+from musketeers.serving.ids import Id, Ids
 from musketeers.serving.stages import Stages
 
 _DIGITS = 12
-_PROBES, _PROBE_K = 4, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,13 +29,15 @@ class Version:
 
     name: str
     """The first 12 digits of the SHA-256 of its manifest, which has those of all its files."""
-    run: str
-    """The name of the run's folder."""
+    place: Path
+    """The folder that it was read from, which may be gone by now."""
     loaded_at: datetime
     recommender: Recommender
     users: Ids
     items: Mapping[str, Ids]
     foldings: Mapping[str, Folding]
+    n_known: Mapping[str, int]
+    """Users with a history in each domain."""
     cosines: Mapping[str, Factors]
     """The items' vectors at length 1, of the domains that are served by vectors."""
     stages: "Future[Stages] | None"
@@ -63,9 +64,9 @@ class Version:
             raise ArtifactError(
                 f"{place}: changed while it was read; write each version to a folder of its own"
             )
-        found = cls(
+        return cls(
             before[:_DIGITS],
-            place.name,
+            place,
             datetime.now(UTC),
             recommender,
             Ids.of(recommender.users, secret),
@@ -74,29 +75,34 @@ class Version:
                 name: Folding.of(model.scorer, seen=model.seen, known=model.known)
                 for name, model in recommender.domains.items()
             },
+            {name: int(model.known.sum()) for name, model in recommender.domains.items()},
             _cosines(recommender),
             later(place, recommender) if is_run else None,
         )
-        found.probe()
-        return found
+
+    @property
+    def run(self) -> str:
+        """The name of the run's folder."""
+        return self.place.name
+
+    def history(self, row: int, domains: Iterable[str]) -> dict[str, list[Id]]:
+        """What these domains know that the user in that row has, by domain."""
+        seen = {name: self.recommender.domains[name].seen.of(row) for name in domains}
+        return {name: self.items[name].ids(rows) for name, rows in seen.items()}
+
+    def report(self) -> bytes | None:
+        """The page that the fit wrote, if it is there."""
+        try:
+            return (self.place / "report.html").read_bytes()
+        except OSError:
+            return None
 
     def stages_now(self) -> Stages | None:
         """What the stages made; None while it is being read, and where it cannot be had."""
         there = self.stages and self.stages.done() and not self.stages.cancelled()
-        return self.stages.result() if self.stages and there and not self.stages.exception() else None
-
-    def probe(self) -> None:
-        """Make lists of a few users in every domain.
-
-        The first ones also load the compiled loops.  Raises `MusketeersError` where that fails.
-        """
-        for name, model in self.recommender.domains.items():
-            some = np.flatnonzero(model.known)[:_PROBES]
-            rows = np.append(some, -1)
-            skip = model.seen.of_each(rows)
-            parts = self.recommender.parts(name, rows)
-            k = min(_PROBE_K, len(model.items))
-            ranked(parts, len(rows), k=k, skip=skip, n_threads=1)
+        return (
+            self.stages.result() if self.stages and there and not self.stages.exception() else None
+        )
 
     def check_replaces(self, old: "Version") -> None:
         """Raise `ArtifactError` if callers of the `old` one would get errors from this one."""

@@ -54,7 +54,9 @@ def chosen(place: Path) -> Path:
     except FileNotFoundError:
         return place
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{pointer}: cannot be read ({error}); write a run's name to it") from None
+        raise ArtifactError(
+            f"{pointer}: cannot be read ({error}); write a run's name to it"
+        ) from None
     if not name or name in (".", "..") or "/" in name or not (place / name).is_dir():
         raise ArtifactError(
             f"{pointer}: names {name!r}, which is no folder beside it; write a run's name to it"
@@ -158,10 +160,10 @@ class Versions:
             new = self.load(folder)
         except MusketeersError:
             raise
-        except Exception as error:  # noqa: BLE001 -- whatever a folder holds, the server goes on
+        except Exception as error:
             raise ArtifactError(
-                f"{folder}: cannot be served: {type(error).__name__}: {error}; see that it is whole "
-                "and that there is memory for two versions"
+                f"{folder}: cannot be served: {type(error).__name__}: {error}; see that it is "
+                "whole and that there is memory for two versions"
             ) from error
         new.check_replaces(self.current)
         return new
