@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import tracemalloc
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -663,7 +664,7 @@ def test_an_export_that_fails_leaves_the_tables(tmp_path, tables):
 
 
 def test_others_who_use_the_old_tables_keep_the_new_ones_out(tmp_path, tables, monkeypatch):
-    monkeypatch.setattr(pgvector, "_LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr(pgvector, "_PATIENCE", 0.5)
     run = run_of(tmp_path / "run", two_domains(np.random.default_rng(5), last_item="c"))
     command.run(run, "pgvector", watch=Quiet(), url=tables)
     with psycopg.connect(tables) as reader:
@@ -672,8 +673,59 @@ def test_others_who_use_the_old_tables_keep_the_new_ones_out(tmp_path, tables, m
             command.run(run, "pgvector", watch=Quiet(), url=tables)
     with psycopg.connect(tables) as owner:
         owner.execute("CREATE VIEW theirs AS SELECT * FROM musketeers_zoo_items")
-    with pytest.raises(ArtifactError, match="other objects depend on it"):
+    with pytest.raises(ArtifactError, match="other objects depend on them"):
         command.run(run, "pgvector", watch=Quiet(), url=tables)
+
+
+@contextmanager
+def asked_all_along(ask):
+    """What `ask` gives, again and again in another thread, until the block ends."""
+    answers, ended = [], threading.Event()
+
+    def reader():
+        while not ended.is_set():
+            answers.append(ask())
+
+    # what goes wrong in there is a warning, and so an error
+    thread = threading.Thread(target=reader)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        ended.set()
+        thread.join()
+
+
+def alternating(tmp_path):
+    """Two runs that differ in an item, and each version with its items."""
+    rng = np.random.default_rng(5)
+    runs = [run_of(tmp_path / name, two_domains(rng, last_item=name)) for name in ("x", "y")]
+    return runs, {command.model_version(run): {"a", "b", run.name} for run in runs}
+
+
+def test_whoever_reads_tables_while_they_are_replaced_reads_one_export(tmp_path, tables):
+    runs, wanted = alternating(tmp_path)
+    command.run(runs[0], "pgvector", watch=Quiet(), url=tables)
+    query = LIST.format(
+        **{part: f"musketeers_zoo_{part}" for part in ("users", "items", "seen", "about")}
+    )
+    query = query.replace(
+        "item_id, -", "item_id, (SELECT model_version FROM musketeers_zoo_about), -"
+    )
+    with psycopg.connect(tables, autocommit=True) as reader:
+
+        def ask():
+            values = {"user": "u3", "k": 3, "exclude": False}
+            rows = reader.execute(query, values).fetchall()
+            return {version for _, version, _ in rows}, {item for item, _, _ in rows}
+
+        with asked_all_along(ask) as answers:
+            for n in range(1, 9):
+                command.run(runs[n % 2], "pgvector", watch=Quiet(), url=tables)
+    assert {version for versions, _ in answers for version in versions} == set(wanted)
+    for versions, items in answers:
+        (version,) = versions
+        assert items == wanted[version]
 
 
 def test_a_database_without_the_extension(tmp_path, tables):
@@ -770,6 +822,24 @@ def test_a_pointer_moves_when_everything_is_there(tmp_path, keys, client):
         assert gone == (f":{old[0]}:" in key), key
     assert client.hget(f"musketeers:tv:{old[0]}:about", "model_version")
     assert not client.exists("musketeers:tv:lock", "musketeers:zoo:lock")
+
+
+def test_whoever_reads_keys_while_they_are_replaced_reads_one_export(tmp_path, keys, client):
+    runs, wanted = alternating(tmp_path)
+    command.run(runs[0], "redis", watch=Quiet(), url=keys)
+
+    def ask():
+        place = f"musketeers:zoo:{client.get('musketeers:zoo')}:"
+        items = client.lrange(f"{place}items", 0, -1)
+        vectors = [raw(keys).hget(f"{place}item:{item}", "vector") for item in items]
+        assert all(len(vector) == 5 * 4 for vector in vectors)
+        return client.hget(f"{place}about", "model_version"), set(items)
+
+    with asked_all_along(ask) as answers:
+        for n in range(1, 9):
+            command.run(runs[n % 2], "redis", watch=Quiet(), url=keys)
+    assert {version for version, _ in answers} == set(wanted)
+    assert all(items == wanted[version] for version, items in answers)
 
 
 def test_an_export_that_fails_leaves_the_pointer_and_nothing_else(tmp_path, keys, client):
@@ -893,6 +963,7 @@ def musketeers_command(*words):
 def test_the_address_may_stand_in_a_variable(tmp_path, keys, client, monkeypatch, capsys):
     run = run_of(tmp_path / "run", two_domains(np.random.default_rng(5), last_item="c"))
     monkeypatch.setenv("MUSKETEERS_EXPORT_URL", keys)
+    monkeypatch.chdir(tmp_path)
     words = ("export", str(run), "--to", "redis", "--domain", "tv", "--prefix", "mine")
     assert musketeers_command(*words) == 0
     said = capsys.readouterr()
@@ -901,6 +972,7 @@ def test_the_address_may_stand_in_a_variable(tmp_path, keys, client, monkeypatch
         said.out,
     )
     assert "the server has no query engine" in said.err or client.execute_command("FT._LIST")
+    assert musketeers_command("export", str(run), "--to", "parquet", "--out", "files") == 0
     assert client.exists("mine:tv")
     assert not client.exists("mine:zoo")
 
@@ -909,7 +981,7 @@ def test_the_address_may_stand_in_a_variable(tmp_path, keys, client, monkeypatch
     ("options", "error", "message"),
     [
         ({"to": "parquet"}, ConfigError, "--to parquet writes files; give --out DIR"),
-        ({"to": "faiss", "out": "x", "url": "u"}, ConfigError, "--to faiss writes files"),
+        ({"to": "faiss", "url": "u"}, ConfigError, "--to faiss writes files; give --out DIR"),
         ({"to": "redis"}, ConfigError, "--to redis writes to a server; give --url URL"),
         ({"to": "pgvector", "out": "x"}, ConfigError, "--to pgvector writes to a server"),
         (

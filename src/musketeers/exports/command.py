@@ -36,8 +36,9 @@ def run(
     `served_by` raise, and what writing to the system raises.
     """
     files = to in ("parquet", "faiss")
-    if files and (out is None or url is not None):
-        raise ConfigError(f"--to {to} writes files; give --out DIR, and no --url")
+    # an address may stand in the environment for other exports
+    if files and out is None:
+        raise ConfigError(f"--to {to} writes files; give --out DIR")
     if not files and (url is None or out is not None):
         raise ConfigError(f"--to {to} writes to a server; give --url URL, and no --out")
     recommender = _recommender(run, model, domains, watch)

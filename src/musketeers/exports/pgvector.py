@@ -1,6 +1,7 @@
 """Vectors as tables of PostgreSQL with the extension pgvector."""
 
 import json
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +36,12 @@ _MOST_NAME = 63
 """Bytes of a name; PostgreSQL cuts longer ones off without a word."""
 _DRAFT = "__new"
 _DEFAULTS = {"connect_timeout": "10", "application_name": "musketeers export"}
-_LOCK_TIMEOUT = "10s"
-"""How long a reader in a long transaction may keep new tables out: later readers wait with us."""
+_PATIENCE = 10.0
+"""Seconds that a reader in a long transaction may keep new tables out."""
+_LOCK_TIMEOUT = "200ms"
+"""How long we wait at once, while later readers wait with us.  After a second the server looks if
+two wait for each other, and ends one of them."""
+_PAUSE = 0.05
 _BEGIN, _END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 """Of COPY's binary format (PostgreSQL's manual, COPY, File Formats)."""
 _COUNT, _LENGTH = Struct(">h"), Struct(">i")
@@ -84,9 +89,7 @@ def write(url: str, prefix: str, spaces: Sequence[Space], told: Rows) -> str:
             name = f"{prefix}_{space.domain}"
             connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])
             _fill(connection, space, tables[space.domain], told)
-        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(_LOCK_TIMEOUT))
-        for table in chain.from_iterable(tables.values()):
-            _swap(connection, table)
+        _swap(connection, list(chain.from_iterable(tables.values())))
     return place
 
 
@@ -188,10 +191,35 @@ def _copied(
         to.write(_END)
 
 
-def _swap(connection: Connection, table: _Table) -> None:
-    name = sql.Identifier(table.name)
-    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(name))
-    connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(table.draft, name))
+def _swap(connection: Connection, tables: Sequence[_Table]) -> None:
+    """Put new tables in the place of old ones, as soon as nobody reads these."""
+    names = [sql.Identifier(table.name) for table in tables]
+    found = [connection.execute("SELECT to_regclass(%s)", [n.as_string(connection)]) for n in names]
+    old = [name for name, known in zip(names, found, strict=True) if known.fetchone() != (None,)]
+    if old:
+        _hold(connection, sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(_listed(old)))
+        connection.execute(sql.SQL("DROP TABLE {}").format(_listed(old)))
+    for table, name in zip(tables, names, strict=True):
+        connection.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(table.draft, name))
+
+
+def _listed(names: Sequence[sql.Identifier]) -> sql.Composed:
+    return sql.SQL(", ").join(names)
+
+
+def _hold(connection: Connection, lock: sql.Composed) -> None:
+    """Take all locks or none, again and again: whoever has some may wait for us with the rest."""
+    connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(_LOCK_TIMEOUT))
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute(lock)
+                return
+        except psycopg.errors.LockNotAvailable:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _items(space: Space) -> Iterator[list[list[bytes]]]:

@@ -85,8 +85,10 @@ def write(url: str, prefix: str, spaces: Sequence[Space], told: Rows) -> tuple[s
                     for n_rows in _filled(server, space, place):
                         on_rows(n_rows)
             old = _switch(server, location, places)
-            for place, before in zip(places, old, strict=True):
-                _retire(server, place, before, indexed=indexed)
+            # the new ones are in use: what cannot be cleared now goes with the next export
+            with suppress(RedisError):
+                for place, before in zip(places, old, strict=True):
+                    _retire(server, place, before, indexed=indexed)
     return location, indexed
 
 
