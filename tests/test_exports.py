@@ -44,6 +44,7 @@ from musketeers.errors import (
 )
 from musketeers.exports import command, parquet, pgvector
 from musketeers.exports import redis as redis_export
+from musketeers.exports.addresses import without_secrets
 from musketeers.exports.vectors import Space, served_by
 from musketeers.heads.gate import Gated
 from musketeers.protocols import untold
@@ -495,6 +496,7 @@ class Listening(Quiet):
         yield add
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["smf", "cat_art"])
 def test_what_a_stage_made(fitted, tmp_path, model):
     watch, found = Listening(), run_files.open_run(fitted / "run")
@@ -514,6 +516,7 @@ def test_what_a_stage_made(fitted, tmp_path, model):
     assert all("exported is " in line for line in watch.said)
 
 
+@pytest.mark.slow
 def test_a_run_has_what_its_fit_made(fitted, tmp_path):
     wanted = "the run made no CAT-ART of tv; leave --model out, or fit one: musketeers fit"
     with pytest.raises(ConfigError, match=re.escape(wanted)):
@@ -940,6 +943,13 @@ def test_what_goes_wrong_is_one_line_without_the_secret(tmp_path, capsys, to, ur
     assert "cret" not in said.err + said.out
     assert said.err.startswith("musketeers: ")
     assert said.err.count("\n") == 1
+
+
+def test_secrets_are_hidden_in_what_others_say():
+    url = "redis://ann:s3%2Fcret@h:1/0?sslpassword=more&db=1"
+    said = without_secrets("no\n s3/cret at s3%2Fcret,\tmore or db 1", url)
+    assert said == "no *** at ***, *** or db 1"
+    assert without_secrets("as it is", "redis://h:1/0") == "as it is"
 
 
 def test_a_wrong_password(tmp_path, keys, capsys):

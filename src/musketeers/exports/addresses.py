@@ -1,6 +1,6 @@
 """Addresses of databases, which may hold passwords."""
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from musketeers.errors import ConfigError
 
@@ -24,10 +24,11 @@ def place_of(url: str, *schemes: str) -> str:
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
 
-def without_password(text: str, url: str) -> str:
-    """The text of somebody else's error as one line, in which the address's password is hidden."""
+def without_secrets(text: str, url: str) -> str:
+    """The text of somebody else's error as one line, in which the address's passwords are hidden."""
+    parts = urlsplit(url)
+    options = [value for name, value in parse_qsl(parts.query) if name.endswith("password")]
     line = " ".join(text.split())
-    secret = urlsplit(url).password or ""
-    for form in {secret, unquote(secret)} - {""}:
-        line = line.replace(form, "***")
+    for secret in {parts.password or "", unquote(parts.password or ""), *options} - {""}:
+        line = line.replace(secret, "***")
     return line

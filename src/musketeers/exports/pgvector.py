@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, MissingExtraError
-from musketeers.exports.addresses import place_of, without_password
+from musketeers.exports.addresses import place_of, without_secrets
 from musketeers.exports.vectors import Space
 from musketeers.protocols import Rows
 from musketeers.recommender import STRATEGIES
@@ -285,5 +285,5 @@ def _answering(place: str, url: str) -> Generator[None]:
     try:
         yield
     except psycopg.Error as error:
-        reason = without_password(str(error), url)
+        reason = without_secrets(str(error), url)
         raise ArtifactError(f"{place}: {reason}; nothing was exported, old tables stand") from None

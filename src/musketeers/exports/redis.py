@@ -10,7 +10,7 @@ import polars as pl
 
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, MissingExtraError
-from musketeers.exports.addresses import place_of, without_password
+from musketeers.exports.addresses import place_of, without_secrets
 from musketeers.exports.vectors import Space
 from musketeers.protocols import Rows
 from musketeers.recommender import STRATEGIES
@@ -257,7 +257,7 @@ def _answering(location: str, url: str) -> Generator[None]:
     try:
         yield
     except RedisError as error:
-        reason = without_password(str(error), url)
+        reason = without_secrets(str(error), url)
         raise ArtifactError(
             f"{location}: {reason}; nothing was exported, what was there stands"
         ) from None
