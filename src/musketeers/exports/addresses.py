@@ -25,7 +25,7 @@ def place_of(url: str, *schemes: str) -> str:
 
 
 def without_secrets(text: str, url: str) -> str:
-    """The text of somebody else's error as one line, in which the address's passwords are hidden."""
+    """Somebody else's words as one line, in which the passwords of the address are hidden."""
     parts = urlsplit(url)
     options = [value for name, value in parse_qsl(parts.query) if name.endswith("password")]
     line = " ".join(text.split())

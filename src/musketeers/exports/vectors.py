@@ -39,10 +39,10 @@ class Block:
 class Space:
     """Vectors of a domain whose inner product is the score that `Recommender.recommend` gives.
 
-    The models that serve somebody stand side by side, popularity last; items have numbers in all
-    blocks, a user in that of the model that serves them.  Numbers are those of the models, and
-    a sum is the larger for zeros by no rounding, so `ranking.Factors.error` bounds what a product
-    in float32 is off, too.  Vectors are made when asked for, a few users at a time.
+    The models that serve somebody stand side by side, popularity last.  An item has numbers in all
+    blocks, a user in that of the model that serves them.  Numbers are the models' own, and adding
+    zeros rounds nothing, so what `Scorer.error` says of the model bounds what an inner product in
+    float32 is off here, too.  Vectors are made when asked for, a few users at a time.
     """
 
     domain: str
