@@ -14,6 +14,9 @@ from musketeers.heads.fold_in import Folding
 from musketeers.ranking import Factors
 from musketeers.results import RunResult
 
+_TYPICAL = 200
+"""Known users, spread evenly over all, whose vectors tell how long one is."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Latest:
@@ -32,6 +35,12 @@ class Latest:
     """What the domains told each other, where some of them are not here."""
     foldings: Mapping[str, Folding]
     """Of the domains that are here: their models of stage 1."""
+    stretches: Mapping[str, float]
+    """How many times as long vectors are that were learned than those folded in from as much.
+
+    Folding in holds a vector of few pairs back; to a list of the domain's own that is all the same,
+    but who is told of the vector takes a short one for a weak taste.
+    """
 
     @classmethod
     def of(cls, run: RunResult) -> "Latest":
@@ -54,7 +63,10 @@ class Latest:
         }
         lengths = given.lengths if given else lengths_of(tables, known)
         domains = given.domains if given else tuple(served)
-        return cls(domains, tables, known, lengths, given, foldings)
+        stretches = {
+            name: _stretch(folding, run.splits[name].train) for name, folding in foldings.items()
+        }
+        return cls(domains, tables, known, lengths, given, foldings, stretches)
 
     def told(self, rows: Int64[np.ndarray, " asked"]) -> UserEmbeddings:
         """What is exchanged of the users at `rows`, in this order, bit by bit as in training.
@@ -77,7 +89,8 @@ class Latest:
 
         A source's vector of a user who did anything there that it does not know is solved for
         against the source's items of stage 1, as they are (`Folding`), and the source knows that
-        user then.  All else stays.  The sources are domains that are here.
+        user then.  Of one whom it did not know it is stretched to the length of those it did.
+        All else stays.  The sources are domains that are here.
         """
         found = self.told(rows)
         values, known = found.values.copy(), found.known.copy()
@@ -85,7 +98,9 @@ class Latest:
             place, folding = found.index(source), self.foldings[source]
             new = unseen(folding.seen, rows, pairs)
             some = np.flatnonzero(new.known_users())
-            vectors = cast(Factors, folding.told(rows[some], new.of_each(some))).users
+            before = np.where(known[some, place], rows[some], -1)
+            vectors = cast(Factors, folding.told(before, new.of_each(some))).users
+            vectors[before < 0] *= np.float32(self.stretches[source])
             values[some, place] = vectors / self.lengths[place]
             known[some, place] = True
         return UserEmbeddings(found.domains, values, known, found.lengths)
@@ -96,3 +111,12 @@ def unseen(
 ) -> Interactions:
     """The pairs of the users at `rows` that are not among those `seen` already."""
     return pairs.only(~pairs.held_by(seen.of_each(rows)))
+
+
+def _stretch(folding: Folding, train: Interactions) -> float:
+    users = np.flatnonzero(train.known_users())
+    users = users[:: max(1, len(users) // _TYPICAL)]
+    learned = cast(Factors, folding.model).users[users]
+    folded = cast(Factors, folding.told(np.full(len(users), -1), train.of_each(users))).users
+    long, short = (np.linalg.norm(table, axis=1).sum() for table in (learned, folded))
+    return float(long / short) if short else 1.0

@@ -75,7 +75,7 @@ class Explainer:
         column of ids, and `ConfigError` as `recommend` does.
         """
         run, domain, kinds = self.told.run, self.told.domain, self.told.kinds
-        rows = _rows(user_ids, run.recommender.users)
+        rows = rows_of(user_ids, run.recommender.users)
         whole, strategies = run.recommender.ranked(domain, rows, k, n_threads=n_threads)
         found: list[dict[str, Any]] = []
         for n, row in enumerate(rows.tolist()):
@@ -109,12 +109,13 @@ class Explainer:
         shared = latest.told(np.array([row]))
         asked = "cat_art" in self.told.kinds[strategy].kind
         weights = _attention(self.told, row, shared) if asked else None
+        items = self.told.run.recommender.model(self.told.domain).items
         found: list[dict[str, Any]] = []
         for place, source in enumerate(self.sources):
             less = whole
             if shared.known[0, shared.index(source)]:
                 less = self._list(row, shared.hidden(source), k=len(whole))
-            one = {"source": source, **self._change(whole, less)}
+            one = {"source": source, **change(items, whole, less)}
             one["attention"] = float(weights[place]) if weights is not None else None
             one["gain"] = self._gain(row, source) if strategy == PERSONALISED else None
             found.append(one)
@@ -126,16 +127,6 @@ class Explainer:
         (part,) = self.told.parts(rows, shared)
         seen = self.told.run.recommender.model(self.told.domain).seen.of_each(rows)
         return top_k(part.scorer, np.zeros(1, np.int64), k=k, seen=seen, n_threads=1).items[0]
-
-    def _change(
-        self, whole: Int32[np.ndarray, " k"], less: Int32[np.ndarray, " k"]
-    ) -> dict[str, Any]:
-        """How a user's list changes; -1 is no item."""
-        ids = self.told.run.recommender.model(self.told.domain).items.ids
-        whole, less = whole[whole >= 0], less[less >= 0]
-        leaves, enters = whole[~np.isin(whole, less)], less[~np.isin(less, whole)]
-        kept = 1 - len(leaves) / len(whole) if len(whole) else None
-        return {"kept": kept, "leaves": ids(leaves).to_list(), "enters": ids(enters).to_list()}
 
     def _gain(self, row: int, source: str) -> float | None:
         """What the source adds to the metric of a test user."""
@@ -290,8 +281,19 @@ def _kept(
     return np.sum(stay, axis=0) / np.maximum((whole >= 0).sum(axis=1), 1)
 
 
-def _rows(user_ids: object, users: Vocabulary) -> Int64[np.ndarray, " user"]:
-    """Each user once."""
+def change(
+    items: Vocabulary, whole: Int32[np.ndarray, " k"], less: Int32[np.ndarray, " k"]
+) -> dict[str, Any]:
+    """`kept`, `leaves` and `enters` where a user's list becomes another; -1 is no item."""
+    whole, less = whole[whole >= 0], less[less >= 0]
+    leaves, enters = whole[~np.isin(whole, less)], less[~np.isin(less, whole)]
+    kept = 1 - len(leaves) / len(whole) if len(whole) else None
+    went, came = items.ids(leaves).to_list(), items.ids(enters).to_list()
+    return {"kept": kept, "leaves": went, "enters": came}
+
+
+def rows_of(user_ids: object, users: Vocabulary) -> Int64[np.ndarray, " user"]:
+    """Each user once, as asked; `UnknownNameError` for one whom no domain knows."""
     ids = asked(user_ids, users).unique(maintain_order=True)
     rows = users.rows(ids)
     if (unknown := ids.filter(pl.Series(rows < 0))).len():
