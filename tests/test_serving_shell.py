@@ -147,7 +147,7 @@ def serving(keys=None, form="json", **limits):
     bounds = Limits(**{"deadline": 20.0, **limits})
     app, gate = small_app(keys or Keys(), bounds, log)
     config = uvicorn.Config(
-        app, http=protocol(bounds), loop="uvloop", ws="none", log_config=None, access_log=False
+        app, http=protocol(gate), loop="uvloop", ws="none", log_config=None, access_log=False
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as place:

@@ -201,7 +201,7 @@ def _run(
         server.should_exit = True
 
     config = uvicorn.Config(
-        app_of(service, life), http=protocol(limits), ws="none", log_config=None,
+        app_of(service, life), http=protocol(service.gate), ws="none", log_config=None,
         access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=math.ceil(limits.drain),
     )  # fmt: skip

@@ -11,7 +11,7 @@ import asyncio
 import math
 import re
 from secrets import token_hex
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +19,7 @@ from musketeers.serving.keys import Key, Keys
 from musketeers.serving.limits import Limits, Rate
 from musketeers.serving.logs import Log
 from musketeers.serving.metrics import METHODS, UNMATCHED, Metrics
-from musketeers.serving.problems import Problem, as_problem
+from musketeers.serving.problems import Problem, as_problem, raw
 from musketeers.serving.slots import Slots
 
 UNGATED = frozenset(
@@ -41,6 +41,7 @@ _JSON = b"application/json"
 _COMMON = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 """For every answer: what is said of a user is kept by no cache."""
 _CLOSE = (b"connection", b"close")
+_BUSY, _EXPECTED = "busy", "expected"
 _SOON = {"Retry-After": "1"}
 _POLL = 0.01
 
@@ -51,12 +52,14 @@ class Gate:
     def __init__(self, keys: Keys, limits: Limits, metrics: Metrics, log: Log) -> None:
         self.draining = False
         self._keys = keys
-        self._limits = limits
+        self.limits = limits
         self._metrics = metrics
         self._log = log
         self._rate = Rate(limits.rate) if limits.rate else None
         self._slots = Slots(limits.concurrency, limits.queue)
-        self._unplaced = 0
+        self._most = limits.concurrency + limits.queue
+        self._n_coming = self._unplaced = 0
+        self._n_away, self._next_line = 0, 0.0
         self._room = limits.body * (limits.concurrency + limits.queue)
         metrics.watch(lambda: self.inside)
 
@@ -64,6 +67,32 @@ class Gate:
     def inside(self) -> int:
         """Requests that are worked on now."""
         return self._slots.running
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether as many as may are inside, wait, or are on their way.
+
+        Those whose bodies are still arriving take no place from others.
+        """
+        slots = self._slots
+        return self._n_coming + slots.running + slots.waiting >= self._most and not self.draining
+
+    def expect(self, scope: Scope) -> None:
+        """Count a request whose task has not begun: of a crowd that comes at once, none has."""
+        scope["state"][_EXPECTED] = True
+        self._n_coming += 1
+
+    def turned_away(self, *, closes: bool) -> bytes:
+        """The answer to a request of which nothing is made; see `problems.raw`.
+
+        It is counted; of such a crowd the log has one line a second.
+        """
+        self._metrics.rejected(_BUSY)
+        self._n_away += 1
+        if (now := monotonic()) >= self._next_line:
+            self._log.event("crowded", level="warning", refused=self._n_away)
+            self._n_away, self._next_line = 0, now + 1
+        return raw(_busy(), token_hex(16), closes=closes)
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """`app` behind this gate, for ``app.add_middleware(gate.around)``."""
@@ -80,7 +109,7 @@ class Gate:
         """Let nobody more in and wait for those inside; whether all came out in time."""
         self.draining = True
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._limits.drain
+        end = loop.time() + self.limits.drain
         while self._slots.running + self._slots.waiting:
             if loop.time() > end:
                 return False
@@ -91,6 +120,7 @@ class Gate:
         begun = perf_counter()
         head = _Head(scope)
         state = scope.setdefault("state", {})
+        self._n_coming -= state.pop(_EXPECTED, False)
         state["request_id"], state["key"] = head.request_id, None
         status = 0
 
@@ -123,14 +153,14 @@ class Gate:
     ) -> None:
         key = self._keys.identify(head.authorization, head.host, head.origin)
         scope["state"]["key"] = key
-        head.check(self._limits)
+        head.check(self.limits)
         if scope["path"] in UNGATED:
             await app(scope, receive, send)
             return
         self._check_room()
         self._check_rate(key)
         reading = head.has_body
-        clock = asyncio.timeout(self._limits.deadline)
+        clock = asyncio.timeout(self.limits.deadline)
         try:
             async with clock:
                 if reading:
@@ -170,7 +200,7 @@ class Gate:
                 part, more = message.get("body", b""), message.get("more_body", False)
                 body += part
                 self._unplaced += len(part)
-                if len(body) > self._limits.body:
+                if len(body) > self.limits.body:
                     raise Problem(413)
                 # many slow bodies must not fill the memory
                 if self._unplaced > self._room:

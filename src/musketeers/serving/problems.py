@@ -135,10 +135,12 @@ def install(app: FastAPI) -> None:
     app.openapi = openapi
 
 
-def raw(problem: Problem, request_id: str) -> bytes:
-    """The whole answer as HTTP/1.1 has it, for a connection that ends with it."""
+def raw(problem: Problem, request_id: str, *, closes: bool) -> bytes:
+    """The whole answer as HTTP/1.1 has it; `closes`: the connection ends with it."""
     headers, body = problem.encoded(request_id)
-    headers += [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
+    headers.append((b"x-request-id", request_id.encode()))
+    if closes:
+        headers.append((b"connection", b"close"))
     first = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n".encode()
     return first + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
 
