@@ -57,12 +57,12 @@ async def pick_somebody(request: Request, domain: DomainName, also: QueryAlso = 
     service = service_of(request)
     _check_offered(request)
     version = service.version_with(domain)
+    domains = [domain] if also is None else [domain, also]
+    if also is not None:
+        service.version_with(also)
+        request.state.key.check_domain(also)
     if version.users.secret:
         raise Problem(404, "not_offered", "Users have pseudonyms here, and nobody is picked.")
-    domains = [domain, *([also] if also is not None else [])]
-    for name in domains:
-        service.version_with(name)
-        request.state.key.check_domain(name)
     user = await service.on_thread(_somebody, version, domains)
     if user is None:
         raise Problem(404, "nobody", "There is no such user.")
