@@ -101,8 +101,9 @@ def serving(run, *options, **environment):
 
 
 @pytest.fixture(scope="module")
-def url(run):
-    with serving(run, "--explain") as found:
+def url(run, tmp_path_factory):
+    store = tmp_path_factory.mktemp("fresh") / "store.db"
+    with serving(run, "--explain", "--fresh", str(store)) as found:
         yield found
 
 
@@ -253,6 +254,19 @@ def test_the_report_is_framed_and_runs_no_script(url, visit):
     assert page.locator("iframe").get_attribute("sandbox") == ""
     page.keyboard.press("Escape")
     page.locator("iframe").wait_for(state="detached")
+
+
+def test_what_somebody_did_since_the_fit_is_told_apart(url, visit):
+    user, view = "user-042", {"user_id": "user-042", "k": 10}
+    fitted = ids(ask(url, "/v1/domains/films/explain", view).json()["items"])
+    met = {"domain": "films", "item_ids": fitted[:2]}
+    assert ask(url, f"/v1/users/{user}/interactions", met).status_code == 201
+    page = visit(f"{url}/#domain=films&user={user}")
+    ready(page, "Items since the fit change")
+    served = ids(ask(url, "/v1/domains/films/recommend", view).json()["items"])
+    assert (shown(page), shown(page, "right")) == (served, fitted)
+    assert not {*fitted[:2]} & {*served}
+    assert page.locator("#right-name").inner_text() == "As fitted"
 
 
 # --- by keyboard alone
