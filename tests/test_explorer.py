@@ -72,9 +72,17 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory):
-    """With ids that are integers beyond what a double holds."""
-    number = pl.col("item_id", "user_id").str.extract(r"(\d+)$").cast(pl.Int64)
-    found = {name: frame.with_columns(number + BIG) for name, frame in tables().items()}
+    """With ids that are integers, most beyond what a double holds."""
+
+    def number(column):
+        return pl.col(column).str.extract(r"(\d+)$").cast(pl.Int64)
+
+    found = {
+        name: frame.with_columns(
+            number("user_id") + BIG, number("item_id") + (0 if name == "films" else BIG)
+        )
+        for name, frame in tables().items()
+    }
     return fit(tmp_path_factory.mktemp("numbered"), found)
 
 
@@ -228,7 +236,7 @@ def test_where_a_list_comes_from_is_said_in_words(url, visit):
     assert page.locator("#left-kind").inner_text() == "from other domains"
     assert "popular" in page.locator("#right-kind").inner_text()
     page.goto(f"{url}/#domain=series&user=somebody+new")
-    ready(page, "Nothing is known of this user")
+    ready(page, "Nothing that is known of this user")
     assert "popular" in page.locator("#left-kind").inner_text()
     assert "Nobody here knows this user." in page.locator("#sources").inner_text()
 
@@ -251,7 +259,9 @@ def test_the_report_is_framed_and_runs_no_script(url, visit):
     frame.get_by_role("heading", name="Run autumn").wait_for()
     # its own look has not been taken from it
     assert frame.locator(".lead").evaluate("one => getComputedStyle(one).fontSize") != "16px"
-    assert page.locator("iframe").get_attribute("sandbox") == ""
+    assert page.locator("iframe").get_attribute("sandbox") == "allow-same-origin"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") == "IFRAME"
     page.keyboard.press("Escape")
     page.locator("iframe").wait_for(state="detached")
 
@@ -412,7 +422,7 @@ def test_no_text_becomes_markup(url, browser):
 
 
 def test_a_key_is_asked_for_and_large_integers_stay_exact(locked, visit):
-    page = visit(f"{locked}/#domain=films")
+    page = visit(f"{locked}/#domain=series")
     field = page.get_by_label("Key", exact=True)
     field.wait_for()
     assert "No key was given" in page.get_by_role("alert").inner_text()
@@ -423,20 +433,29 @@ def test_a_key_is_asked_for_and_large_integers_stay_exact(locked, visit):
     page.keyboard.press("Enter")
     page.get_by_label("User", exact=True).fill(str(BIG + 17))
     page.keyboard.press("Enter")
-    ready(page, f"films for {BIG + 17}: 10 items, from this domain")
+    ready(page, f"series for {BIG + 17}: 10 items, from this domain")
     body = {"user_id": BIG + 17, "k": 10}
-    told = ask(locked, "/v1/domains/films/explain", body, KEY).json()
+    told = ask(locked, "/v1/domains/series/explain", body, KEY).json()
     assert shown(page) == ids(told["items"])
     assert all(int(one) >= BIG for one in shown(page))
     assert page.locator("#own b").all_inner_texts() == ids(told["own"])
     first = shown(page)[0]
     page.locator("#left .item").first.click()
     page.locator("#similar .item").first.wait_for()
-    alike = ask(locked, f"/v1/domains/films/items/{first}/similar", key=KEY).json()
+    alike = ask(locked, f"/v1/domains/series/items/{first}/similar", key=KEY).json()
     assert shown(page, "similar") == ids(alike["items"])
     page.get_by_role("button", name="What if they had just done this?").click()
     ready(page, "The items that were added")
     assert first not in shown(page)
+    # those that are small stay numbers
+    chip = page.locator("#had-1 .item").first
+    small = chip.inner_text()
+    assert int(small) < 30
+    chip.click()
+    page.locator("#similar .item").first.wait_for()
+    page.get_by_role("button", name="What if they had just done this?").click()
+    page.get_by_role("button", name=f"Without {small}", exact=True).click()
+    page.get_by_role("button", name=f"Without {small}", exact=True).wait_for(state="detached")
     with page.expect_response("**/somebody") as picked:
         page.get_by_role("button", name="Pick somebody").click()
     somebody = str(picked.value.json()["user_id"])
@@ -446,7 +465,7 @@ def test_a_key_is_asked_for_and_large_integers_stay_exact(locked, visit):
     assert KEY not in page.url
     assert page.evaluate("localStorage.length") == 0
     page.reload()
-    ready(page, "films for ")
+    ready(page, "series for ")
     page.get_by_role("button", name="Forget the key").click()
     field.wait_for()
 
