@@ -63,6 +63,9 @@ PathId = Annotated[
     ),
 ]  # fmt: skip
 QueryK = Annotated[int, Query(ge=1, le=MOST_K, description="Items in the list, at most.")]
+QueryAlso = Annotated[
+    str | None, Query(description="Another domain that knows the user, too.", max_length=LONGEST_ID)
+]
 QueryExcludeSeen = Annotated[
     bool, Query(description="Leave out what the domain knows the user to have.")
 ]
@@ -248,6 +251,13 @@ class History(Answer):
 
     user_id: AnyId
     domains: dict[str, list[AnyId]]
+
+
+class Somebody(Answer):
+    """A user whom a domain knows, picked at random."""
+
+    user_id: AnyId
+    domain: str
 
 
 class Stored(Closed):

@@ -1,15 +1,19 @@
 """Endpoints that tell what moved a user's list, and what is known of a user; off by default."""
 
+import random
 from collections.abc import Iterable
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from musketeers.serving import contract
-from musketeers.serving.contract import DomainName, PathId, Question
+from musketeers.serving.contract import DomainName, PathId, QueryAlso, Question
 from musketeers.serving.explanation import explained
+from musketeers.serving.ids import Id
 from musketeers.serving.keys import Key, requires
 from musketeers.serving.problems import Problem
 from musketeers.serving.service import as_json, service_of
+from musketeers.serving.version import Version
 
 router = APIRouter(tags=["explain"], dependencies=[requires("explain")])
 
@@ -42,6 +46,34 @@ async def show_history(request: Request, user_id: PathId) -> Response:
         domains=version.history(row, _seen_by(key, version.items)),
         model_version=version.name,
     )  # fmt: skip
+
+
+@router.get("/v1/domains/{domain}/somebody", response_model=contract.Somebody)
+async def pick_somebody(request: Request, domain: DomainName, also: QueryAlso = None) -> Response:
+    """A user whom the domain knows, and the other one too if there is one, picked at random.
+
+    404 where users have pseudonyms, with which nobody could ask.
+    """
+    service = service_of(request)
+    _check_offered(request)
+    version = service.version_with(domain)
+    domains = [domain] if also is None else [domain, also]
+    if also is not None:
+        service.version_with(also)
+        request.state.key.check_domain(also)
+    if version.users.secret:
+        raise Problem(404, "not_offered", "Users have pseudonyms here, and nobody is picked.")
+    user = await service.on_thread(_somebody, version, domains)
+    if user is None:
+        raise Problem(404, "nobody", "There is no such user.")
+    return as_json(request, user_id=user, domain=domain, model_version=version.name)
+
+
+def _somebody(version: Version, domains: list[str]) -> Id | None:
+    """A user whom all `domains` know."""
+    known = [version.recommender.domains[name].known for name in domains]
+    rows = np.flatnonzero(np.logical_and.reduce(known))
+    return version.users.ids(rows[[random.randrange(len(rows))]])[0] if len(rows) else None
 
 
 def _seen_by(key: Key, domains: Iterable[str]) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from musketeers import run_files
 from musketeers.errors import ConfigError
 from musketeers.latest import Latest
@@ -46,4 +48,15 @@ class Stages:
             except ConfigError:
                 # of some models nothing can be taken away, nor anything added
                 continue
-        return cls(told, explainers, own)
+        found = cls(told, explainers, own)
+        found.probe(recommender)
+        return found
+
+    def probe(self, recommender: Recommender) -> None:
+        """Explain somebody's list in each domain: what is computed first takes longest."""
+        for name, explainer in self.explainers.items():
+            known = np.flatnonzero(recommender.domains[name].known)[:1]
+            user = recommender.users.ids(known)
+            explainer.explain(user, n_threads=1)
+            self.own[name].explain(user, most=1, n_threads=1)
+            self.told[name].since(known, {})
