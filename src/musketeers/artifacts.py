@@ -34,6 +34,7 @@ DRAFT_PREFIX = ".saving-"
 """How the names of unfinished files and folders begin; a killed writer leaves them behind."""
 
 _MANIFEST_LIMIT = 1 << 20
+_PART = 1 << 18
 _NO_ROOM = {
     errno.ENOSPC: "disk is full",
     errno.EDQUOT: "disk quota is used up",
@@ -275,7 +276,7 @@ def _read_manifest(folder: Path, kind: str) -> _Manifest:
         )
     try:
         raw: Any = json.loads(
-            bytes(_read(path, limit=_MANIFEST_LIMIT)), parse_constant=_no_constant
+            bytes(_read(path, limit=_MANIFEST_LIMIT)[0]), parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"is not JSON ({error})") from None
@@ -324,17 +325,19 @@ def _check_listing(folder: Path, manifest: _Manifest) -> None:
 def _checked(path: Path, listed: _Listed) -> memoryview:
     if not os.path.lexists(path):
         raise _damaged(path, f"is missing though {MANIFEST} lists it")
-    data = _read(path, limit=listed.bytes)
+    data, digest = _read(path, limit=listed.bytes)
     if len(data) != listed.bytes:
         raise _damaged(path, f"has {len(data)} bytes where {MANIFEST} says {listed.bytes}")
-    if hashlib.sha256(data).hexdigest() != listed.sha256:
+    if digest != listed.sha256:
         raise _damaged(path, f"does not have the SHA-256 that {MANIFEST} says")
     return data
 
 
-def _read(path: Path, *, limit: int) -> memoryview:
-    """The bytes of a regular file of at most `limit` bytes, in memory of their own that may be
-    written to; follows no link, waits for no pipe."""
+def _read(path: Path, *, limit: int) -> tuple[memoryview, str]:
+    """The bytes of a regular file of at most `limit` bytes, and their SHA-256.
+
+    They are in memory of their own, which may be written to.  Follows no link, waits for no pipe.
+    """
     if path.is_symlink():
         raise ArtifactError(f"{path}: is a symbolic link; put the file itself there")
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -345,10 +348,12 @@ def _read(path: Path, *, limit: int) -> memoryview:
         if state.st_size > limit:
             raise _damaged(path, f"has {state.st_size} bytes, more than {limit}")
         # not zeroed first, as a bytearray would be
-        data, n_read = np.empty(state.st_size, np.uint8).data, 0
-        while n_read < len(data) and (more := file.readinto(data[n_read:])):
-            n_read += more
-        return data[:n_read]
+        data, n_read, digest = np.empty(state.st_size, np.uint8).data, 0, hashlib.sha256()
+        # a part at a time, which is digested while it is in the cache
+        while part := file.readinto(data[n_read : n_read + _PART]):
+            digest.update(data[n_read : n_read + part])
+            n_read += part
+        return data[:n_read], digest.hexdigest()
 
 
 def _parsed(path: Path, data: memoryview) -> dict[str, np.ndarray]:

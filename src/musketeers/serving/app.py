@@ -25,6 +25,8 @@ def app_of(service: Service, life: Life | None = None) -> FastAPI:
         title="musketeers", version=version("musketeers"), description=_ABOUT,
         # their pages would fetch scripts from elsewhere; the document itself is at /openapi.json
         docs_url=None, redoc_url=None, responses=RESPONSES, lifespan=life,
+        # FastAPI's would export paths, which have ids; ours is in metrics.py and logs.py
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )  # fmt: skip
     app.state.service = service
     app.add_middleware(service.gate.around)

@@ -1,7 +1,8 @@
 """Requests that wait while others are ranked are ranked together.
 
 A ranking of sixteen users takes little longer than that of one, since the items pass by once for
-all.  Nobody is made to wait for company: whoever comes while a thread is free goes alone.
+all.  Whoever is alone goes at once.  While others are on their way a list waits for them, but never
+for longer than `MOMENT`.
 """
 
 import asyncio
@@ -18,6 +19,9 @@ from musketeers.serving.version import Version
 MOST = 64
 """Lists that are made together, at most: more would make the first wait for too long."""
 
+MOMENT = 0.002
+"""Seconds."""
+
 Answer = tuple[Version, list[Listed]]
 """Lists, and the version that all of them come from."""
 
@@ -32,18 +36,32 @@ class Batches:
     threads: Executor
     n_free: int
     """Threads that have nothing to do."""
+    n_inside: Callable[[], int]
+    """How many requests are being worked on, those that wait here included."""
     on_batch: Callable[[int], object]
     """Told how many lists were made together."""
     _waiting: dict[str, list["_Waiting"]] = field(default_factory=dict[str, list["_Waiting"]])
     """In the order in which domains began to wait."""
+    _due: float = 0.0
+    """When the first has waited long enough, by the loop's clock."""
 
     async def lists(self, domain: str, asked: Sequence[Asked]) -> Answer:
         """Those of one request, from one version.  Raises what `lists.lists` raises."""
         loop = asyncio.get_running_loop()
         one = _Waiting(asked, loop.create_future())
+        if not self._waiting:
+            self._due = loop.time() + MOMENT
+            loop.call_at(self._due, self._look, loop)
         self._waiting.setdefault(domain, []).append(one)
-        self._begin(loop)
+        # after whatever else has arrived by now
+        loop.call_soon(self._look, loop)
         return await one.answer
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin if nobody is left to wait for, or the first has waited long enough."""
+        n_waiting = sum(map(len, self._waiting.values()))
+        if n_waiting >= min(self.n_inside(), MOST) or loop.time() >= self._due:
+            self._begin(loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         while self.n_free and self._waiting:
@@ -78,7 +96,7 @@ class Batches:
         found: list[Listed] | Exception,
     ) -> None:
         self.n_free += 1
-        self._begin(loop)
+        self._look(loop)
         start = 0
         for one in taken:
             stop = start + len(one.asked)

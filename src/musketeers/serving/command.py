@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -34,9 +35,11 @@ from musketeers.serving.metrics import Metrics
 from musketeers.serving.probe import probe
 from musketeers.serving.protocol import protocol
 from musketeers.serving.service import Service
-from musketeers.serving.stages import Stages
 from musketeers.serving.version import Version
 from musketeers.serving.versions import Versions
+
+if TYPE_CHECKING:
+    from musketeers.serving.stages import Stages
 
 _SWITCH_SECONDS = 0.0005
 """How long one thread keeps others from the interpreter: with Python's own 5 ms a finished ranking
@@ -90,8 +93,10 @@ def serve(place: Path, options: Options, limits: Limits) -> None:
         versions = _versions(place, options, ends, log, metrics)
         n_ranking = options.threads or max(available_threads() - 1, 1)
         ranking = ends.enter_context(ThreadPoolExecutor(n_ranking, thread_name_prefix="ranking"))
-        batches = Batches(lambda: versions.current, fresh, ranking, n_ranking, metrics.batch)
         gate = Gate(keys, limits, metrics, log)
+        batches = Batches(
+            lambda: versions.current, fresh, ranking, n_ranking, lambda: gate.inside, metrics.batch
+        )
         service = Service(versions, batches, threads, fresh, options.explains, gate, metrics)
         for risk in fresh.risks if fresh else ():
             log.event("risk", level="warning", store=risk)
@@ -121,7 +126,7 @@ def _versions(
     def later(run: Path, recommender: Recommender) -> "Future[Stages] | None":
         if not options.stages or not (run / "pretrain").is_dir():
             return None
-        reading = reader.submit(Stages.read, run, recommender)
+        reading = reader.submit(_stages, run, recommender)
         reading.add_done_callback(lambda found: _tell_stages(found, run, log))
         return reading
 
@@ -138,6 +143,13 @@ def _versions(
     found = Versions.begin(place, load, tell)
     metrics.serves(found.current.name, found.current.loaded_at.timestamp())
     return found
+
+
+def _stages(run: Path, recommender: Recommender) -> "Stages":
+    # torch takes seconds to load, and a server can answer before
+    from musketeers.serving.stages import Stages
+
+    return Stages.read(run, recommender)
 
 
 def _tell_stages(found: "Future[Stages]", run: Path, log: Log) -> None:
@@ -190,7 +202,8 @@ def _run(
 
     config = uvicorn.Config(
         app_of(service, life), http=protocol(limits), ws="none", log_config=None,
-        access_log=False, server_header=False, timeout_graceful_shutdown=math.ceil(limits.drain),
+        access_log=False, server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(limits.drain),
     )  # fmt: skip
     server = uvicorn.Server(config)
     server.run([door])

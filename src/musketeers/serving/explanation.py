@@ -1,6 +1,6 @@
 """What moved one user's list, by leaving things out."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -10,8 +10,10 @@ from musketeers.serving.ids import Id
 from musketeers.serving.lists import Asked, lists
 from musketeers.serving.problems import Problem
 from musketeers.serving.service import places
-from musketeers.serving.stages import Stages
 from musketeers.serving.version import Version
+
+if TYPE_CHECKING:
+    from musketeers.serving.stages import Stages  # brings torch
 
 
 def explained(version: Version, domain: str, user: Id, k: int) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def explained(version: Version, domain: str, user: Id, k: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _stages(version: Version) -> Stages:
+def _stages(version: Version) -> "Stages":
     if found := version.stages_now():
         return found
     if version.stages is not None and not version.stages.done():
@@ -77,7 +79,7 @@ def _ids(version: Version, domain: str, ids: list[Any] | None) -> list[Id]:
 
 
 def _untold(
-    version: Version, stages: Stages, domain: str, rows: np.ndarray, k: int
+    version: Version, stages: "Stages", domain: str, rows: np.ndarray, k: int
 ) -> dict[str, Any]:
     """The list with all other domains hidden."""
     told, model = stages.told[domain], version.recommender.domains[domain]

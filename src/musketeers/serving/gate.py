@@ -58,7 +58,12 @@ class Gate:
         self._slots = Slots(limits.concurrency, limits.queue)
         self._unplaced = 0
         self._room = limits.body * (limits.concurrency + limits.queue)
-        metrics.watch(lambda: self._slots.running)
+        metrics.watch(lambda: self.inside)
+
+    @property
+    def inside(self) -> int:
+        """Requests that are worked on now."""
+        return self._slots.running
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """`app` behind this gate, for ``app.add_middleware(gate.around)``."""

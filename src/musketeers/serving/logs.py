@@ -45,7 +45,7 @@ class Log:
         self.event("failure", level="error", **fields, **_origin(error))
 
     def adopt(self) -> None:
-        """Also say what uvicorn and asyncio have to say, of level info or above.
+        """Also say what uvicorn and asyncio have to say, of level warning or above.
 
         For the process that serves; uvicorn is given ``log_config=None`` and
         ``access_log=False``.
@@ -53,7 +53,7 @@ class Log:
         for name in ("uvicorn", "asyncio"):
             log = logging.getLogger(name)
             log.handlers, log.propagate = [_Adopted(self)], False
-            log.setLevel(logging.INFO)
+            log.setLevel(logging.WARNING)
 
 
 class _Adopted(logging.Handler):

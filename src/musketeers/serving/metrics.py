@@ -1,7 +1,7 @@
 """What the service counts, for Prometheus, in a registry of its own.
 
 Gives `Metrics`.  No label comes from a request: a route is its template or "unmatched", a method
-one of HTTP's or "other"; domains, strategies and versions are the model's own.
+one of `METHODS` or "other"; domains, strategies and versions are the model's own.
 """
 
 import time
@@ -62,8 +62,8 @@ class Metrics:
         self._inflight.set_function(inflight)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """A request is done; `route` is a template."""
-        self._seconds(route, method if method in METHODS else "other", status).observe(seconds)
+        """A request is done; `route` is a template or `UNMATCHED`, `method` one of few."""
+        self._seconds(route, method, status).observe(seconds)
 
     def rejected(self, reason: str) -> None:
         """A request is refused; `reason` is the code of its problem."""

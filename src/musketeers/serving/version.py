@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +19,9 @@ from musketeers.ranking import Factors
 from musketeers.recommender import Recommender
 from musketeers.run_folder import RunFolder
 from musketeers.serving.ids import Id, Ids
-from musketeers.serving.stages import Stages
+
+if TYPE_CHECKING:
+    from musketeers.serving.stages import Stages  # brings torch
 
 _DIGITS = 12
 
@@ -97,7 +100,7 @@ class Version:
         except OSError:
             return None
 
-    def stages_now(self) -> Stages | None:
+    def stages_now(self) -> "Stages | None":
         """What the stages made; None while it is being read, and where it cannot be had."""
         there = self.stages and self.stages.done() and not self.stages.cancelled()
         return (
