@@ -42,7 +42,8 @@ from musketeers.serving.stages import Stages
 from musketeers.serving.version import Version
 from musketeers.serving.versions import Versions
 
-NAMES = ("tv", "film", "music")
+NAMES = ("tv", "movie", "music")
+"""Those of the examples in the OpenAPI document, as the ids that are made here are."""
 _SECONDS = 60
 """For what takes one or two, on a machine that does other things."""
 
@@ -160,8 +161,10 @@ def in_thread(place, *, load=version, keys=None, fresh=None, explains=True, **li
         ThreadPoolExecutor(4) as threads,
         socket.create_server(("127.0.0.1", 0), backlog=2048) as door,
     ):
-        batches = Batches(lambda: versions.current, fresh, ranking, 2, metrics.batch)
         gate = Gate(keys or Keys(), bounds, metrics, log)
+        batches = Batches(
+            lambda: versions.current, fresh, ranking, 2, lambda: gate.inside, metrics.batch
+        )
         service = Service(versions, batches, threads, fresh, explains, gate, metrics)
         config = uvicorn.Config(
             app_of(service), http=protocol(bounds), ws="none", log_config=None, access_log=False

@@ -67,15 +67,15 @@ def test_every_user_gets_what_the_library_gives(client, recommender, domain, opt
 def test_the_address_and_the_document_ask_for_the_same(client, recommender):
     users = [*recommender.users.values.to_list()[:12], STRANGER]
     for user in users:
-        frame = recommender.recommend("film", [user], 7, n_threads=1)
-        answer = wanted(client, "film", user_id=user, k=7)
+        frame = recommender.recommend("movie", [user], 7, n_threads=1)
+        answer = wanted(client, "movie", user_id=user, k=7)
         assert pairs(answer) == rows(frame)
-        assert (answer["user_id"], answer["domain"]) == (user, "film")
-        path = path_of("/v1/domains/film/users/{}/recommend?k=7", user)
+        assert (answer["user_id"], answer["domain"]) == (user, "movie")
+        path = path_of("/v1/domains/movie/users/{}/recommend?k=7", user)
         other = client.get(path).json()
         assert {**other, "request_id": None} == {**answer, "request_id": None}
         all_of_them = client.get(f"{path}&exclude_seen=false").json()
-        frame = recommender.recommend("film", [user], 7, exclude_seen=False, n_threads=1)
+        frame = recommender.recommend("movie", [user], 7, exclude_seen=False, n_threads=1)
         assert pairs(all_of_them) == rows(frame)
 
 
@@ -98,7 +98,7 @@ def test_what_is_done_here_is_folded_in_as_the_library_does(client, recommender)
     for user in (known, STRANGER):
         for hides in (True, False):
             frame = recommender.fold_in("tv", [user] * 3, done, 6, exclude_seen=hides, n_threads=1)
-            told = {"tv": [*done, "no item"], "film": ["no item"]}
+            told = {"tv": [*done, "no item"], "movie": ["no item"]}
             answer = wanted(client, "tv", user_id=user, k=6, recent=told, exclude_seen=hides)
             assert pairs(answer) == rows(frame)
             assert (answer["strategy"], answer["degraded"]) == ("personalised", False)
@@ -109,20 +109,20 @@ def test_what_is_done_here_is_folded_in_as_the_library_does(client, recommender)
 def test_what_is_done_elsewhere_tells_of_a_stranger(client):
     popular = wanted(client, "tv", user_id=STRANGER)
     told = [
-        wanted(client, "tv", user_id=STRANGER, recent={"film": [f"film-{n:02}" for n in items]})
+        wanted(client, "tv", user_id=STRANGER, recent={"movie": [f"movie-{n:02}" for n in items]})
         for items in ((1, 2, 3), (30, 31, 32))
     ]
     assert [one["strategy"] for one in (popular, *told)] == ["popular", *["cross_domain"] * 2]
     lists = [pairs(one) for one in (popular, *told)]
     assert lists[0] != lists[1] != lists[2] != lists[0]
     assert not any(one["degraded"] for one in told)
-    nothing = wanted(client, "tv", user_id=STRANGER, recent={"film": ["no item"]})
+    nothing = wanted(client, "tv", user_id=STRANGER, recent={"movie": ["no item"]})
     assert (pairs(nothing), nothing["strategy"]) == (lists[0], "popular")
 
 
 def test_without_stages_a_list_says_that_something_was_not_used(finished, recommender):
     with in_thread(finished.path, explains=True) as server, server.client() as client:
-        elsewhere = wanted(client, "tv", user_id=STRANGER, recent={"film": ["film-01"]})
+        elsewhere = wanted(client, "tv", user_id=STRANGER, recent={"movie": ["movie-01"]})
         assert (elsewhere["strategy"], elsewhere["degraded"]) == ("popular", True)
         here = wanted(client, "tv", user_id=STRANGER, recent={"tv": ["tv-03"]})
         assert (here["strategy"], here["degraded"]) == ("personalised", False)
@@ -149,7 +149,7 @@ def test_similar_items_of_a_linear_model_are_those_of_the_largest_weight(client,
             np.testing.assert_allclose([s for _, s in pairs(answer)], row[order], rtol=1e-6)
     everything = client.get("/v1/domains/tv/items/tv-00/similar?k=500").json()
     assert len(everything["items"]) == 39
-    problem(client.get("/v1/domains/tv/items/film-00/similar"), 404, "unknown_item")
+    problem(client.get("/v1/domains/tv/items/movie-00/similar"), 404, "unknown_item")
 
 
 def moved(frame, by):
@@ -243,7 +243,7 @@ def test_a_model_of_vectors_alone_is_served_too(tmp_path):
     with in_thread(tmp_path / "model") as server, server.client() as client:
         answer = client.get("/v1/domains/tv/items/tv-00/similar?k=3").json()
         assert (answer["by"], len(answer["items"])) == ("cosine", 3)
-        told = wanted(client, "tv", user_id="x", recent={"tv": ["tv-01"], "film": ["film-01"]})
+        told = wanted(client, "tv", user_id="x", recent={"tv": ["tv-01"], "movie": ["movie-01"]})
         assert (told["strategy"], told["degraded"]) == ("personalised", True)
         problem(
             client.post("/v1/domains/tv/explain", json={"user_id": "user-020"}), 422, "no_stages"
