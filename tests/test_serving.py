@@ -129,7 +129,7 @@ def test_without_stages_a_list_says_that_something_was_not_used(finished, recomm
         assert pairs(here) == rows(recommender.fold_in("tv", [STRANGER], ["tv-03"], n_threads=1))
         assert client.get("/v1/models").json()["features"]["across"] is False
         question = {"user_id": recommender.users.values[0]}
-        problem(client.post("/v1/domains/tv/explain", json=question), 422, "no_stages")
+        problem(client.post("/v1/domains/tv/explain", json=question), 404, "no_stages")
 
 
 def test_similar_items_of_a_linear_model_are_those_of_the_largest_weight(client, recommender):
@@ -246,6 +246,6 @@ def test_a_model_of_vectors_alone_is_served_too(tmp_path):
         told = wanted(client, "tv", user_id="x", recent={"tv": ["tv-01"], "movie": ["movie-01"]})
         assert (told["strategy"], told["degraded"]) == ("personalised", True)
         problem(
-            client.post("/v1/domains/tv/explain", json={"user_id": "user-020"}), 422, "no_stages"
+            client.post("/v1/domains/tv/explain", json={"user_id": "user-020"}), 404, "no_stages"
         )
         problem(client.get("/report"), 404, "no_report")
