@@ -12,6 +12,7 @@ from test_sources import COLUMNS, NAMES, SETTINGS, tables
 
 from musketeers import config as configuration
 from musketeers import scorers
+from musketeers.data.interactions import Interactions
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.heads import choice
@@ -20,6 +21,7 @@ from musketeers.recommender import Recommender
 from musketeers.run_files import open_run
 from musketeers.runs import fit_run
 from musketeers.sources import Explainer, helped, without
+from musketeers.told import PERSONALISED, Told
 
 
 def first_takes(grouped, *_):
@@ -167,3 +169,25 @@ def test_new_pairs_are_folded_into_both_sides_and_a_stranger_gets_the_own_one(ru
         for user in users
     }
     assert same == dict(zip(users, (False, True, True), strict=True))
+
+
+def test_known_users_stay_on_their_side_and_who_is_new_is_told_once_others_know(run):
+    told, model = Told.of(run, "tv"), run.recommender.domains["tv"]
+    everybody = np.arange(len(run.recommender.users))
+    made = told.scorer(PERSONALISED, everybody, told.latest.told(everybody))
+    before, after = (scorers.arrays(scorer) for scorer in (model.scorer, made))
+    # the told side is made anew, of global embeddings too
+    assert {n: a.tobytes() for n, a in before.items()} == {n: a.tobytes() for n, a in after.items()}
+    rows = np.array([*run.recommender.users.rows(one_of_each(run)), -1, -1])
+    film = run.splits["film"].train.of_each(np.flatnonzero(known(run, "film"))[:4])
+    here = Interactions.from_pairs(
+        np.arange(4), np.arange(4), n_users=4, n_items=model.scorer.n_items
+    )
+    elsewhere = film.only(film.users() != 3)  # nothing is known of the last
+    (part,) = told.since(rows, {"film": elsewhere, "tv": here})
+    assert part.strategy == PERSONALISED
+    assert part.scorer.takes.tolist() == [True, False, True, False]
+    scores = part.scorer.score(np.arange(4))
+    (alone,) = told.since(rows, {"tv": here})
+    changed = (scores != alone.scorer.score(np.arange(4))).any(axis=1)
+    assert changed.tolist() == [True, False, True, False]

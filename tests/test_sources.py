@@ -201,7 +201,7 @@ def test_with_all_sources_hidden_the_linear_head_has_the_history_alone(run):
 
 @pytest.mark.parametrize("domain", ["tv", "film"])
 def test_what_leaves_and_enters_is_the_difference_of_two_lists(run, domain):
-    users = everybody(run)
+    users = everybody(run)[::3]
     found = Explainer.of(run, domain).explain(users, k=5)
     assert set(found["strategy"]) == {"personalised", "cross_domain"}
     served = lists(run.recommender, domain, users)
@@ -223,7 +223,7 @@ def test_what_leaves_and_enters_is_the_difference_of_two_lists(run, domain):
         else:
             assert row["gain"] is None
         moved += row["kept"] < 1
-    assert moved > 100
+    assert moved > 50
 
 
 def lists(model, domain, users):

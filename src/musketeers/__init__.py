@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from musketeers.errors import MusketeersError as MusketeersError
     from musketeers.errors import RunError as RunError
     from musketeers.errors import UnknownNameError as UnknownNameError
+    from musketeers.own_items import OwnItems as OwnItems
     from musketeers.recommender import Recommender as Recommender
     from musketeers.results import RunResult as RunResult
     from musketeers.run_files import open_run as open_run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from musketeers.sources import Explainer as Explainer
     from musketeers.sources import helped as helped
     from musketeers.synthesis import synth as synth
+    from musketeers.told import Told as Told
     from musketeers.updates import add_domain as add_domain
     from musketeers.updates import refresh as refresh
 
@@ -35,10 +37,12 @@ _HOME = {
     "DivergedError": "musketeers.errors",
     "Explainer": "musketeers.sources",
     "MusketeersError": "musketeers.errors",
+    "OwnItems": "musketeers.own_items",
     "Recommender": "musketeers.recommender",
     "RunConfig": "musketeers.config",
     "RunError": "musketeers.errors",
     "RunResult": "musketeers.results",
+    "Told": "musketeers.told",
     "UnknownNameError": "musketeers.errors",
     "add_domain": "musketeers.updates",
     "computing_on": "musketeers.device",

@@ -335,6 +335,60 @@ def explain(
 
 
 @app.command()
+def export(
+    run: Run,
+    to: Annotated[
+        Literal["parquet", "faiss", "pgvector", "redis"], typer.Option(help="The system.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Of parquet and faiss: the folder to write; new or empty."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MUSKETEERS_EXPORT_URL",
+            metavar="URL",
+            help="Of pgvector and redis: postgresql://... or redis://...; other users of the "
+            "machine see a command line, but not its environment.",
+        ),
+    ] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="A domain; repeat for more. All by default.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="smf or cat_art: what stage 1 or 3 made, not what the domain is served."),
+    ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(help="Of pgvector and redis: what the names of tables or keys begin with."),
+    ] = "musketeers",
+) -> None:
+    """Write vectors with which another system gives the same lists.
+
+    The inner product of a user's and an item's vector is the score of `recommend`, whatever the
+    user's strategy; what users already have is written too, to be left out. An export replaces
+    an older one at once, or after a failure not at all. Linear models have no small vectors and are
+    refused: see --model.
+
+    Example: `musketeers export runs/first --to faiss --out vectors`
+
+    Example: `musketeers export runs/first --to pgvector --url postgresql://shop@db/shop`
+    """
+    from musketeers.exports import command
+    from musketeers.progress import watching
+
+    with watching(run, resume=False) as watch:
+        done = command.run(
+            run, to, watch=watch, out=out, url=url, domains=domain or (), model=model, prefix=prefix
+        )
+    typer.echo(done)
+
+
+@app.command()
 def compare(
     config: Config,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],

@@ -283,7 +283,7 @@ class Recommender:
         Row -1 is a user whom no domain knows.  Raises `UnknownNameError` for an unknown domain.
         """
         model = self.model(domain)
-        strategies = self._strategies(model, rows)
+        strategies = self.strategies(domain, rows)
         popular = strategies == _POPULAR
         new = (strategies == _CROSS_DOMAIN) & (model.cold is not None)
         found: list[Part] = []
@@ -323,10 +323,11 @@ class Recommender:
         scorer = folding.told(rows[there], new.of_each(there))
         return *others, Part(STRATEGIES[_PERSONALISED], there, scorer)
 
-    def _strategies(
-        self, model: DomainModel, rows: Int64[np.ndarray, " asked"]
+    def strategies(
+        self, domain: str, rows: Int64[np.ndarray, " asked"]
     ) -> Int8[np.ndarray, " asked"]:
-        """Each user's place in `STRATEGIES`."""
+        """Each user's place in `STRATEGIES`; users and errors as of `parts`."""
+        model = self.model(domain)
         fitted = rows >= 0
         anywhere = np.zeros(len(rows), dtype=np.bool_)
         if model.transfers or model.cold:

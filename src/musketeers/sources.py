@@ -132,10 +132,14 @@ class Explainer:
         """What the source adds to the metric of a test user."""
         run, domain = self.told.run, self.told.domain
         model = run.recommender.about["model"][domain]
-        whole, less = run.metrics[model][domain], run.hidden[source][domain]
-        both = [one.values[_NDCG][one.users == row] for one in (whole, less)]
-        # of very many test users only some were measured with the source hidden
-        return float(both[0][0] - both[1][0]) if len(both[1]) else None
+        values: list[float] = []
+        for found in (run.metrics[model][domain], run.hidden[source][domain]):
+            place = int(np.searchsorted(found.users, row))
+            # of very many test users only some were measured with the source hidden
+            if place == len(found.users) or found.users[place] != row:
+                return None
+            values.append(float(found.values[_NDCG][place]))
+        return values[0] - values[1]
 
 
 def helped(run: RunResult, domain: str) -> pl.DataFrame:
