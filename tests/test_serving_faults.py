@@ -206,6 +206,43 @@ def test_no_canary_comes_out_anywhere(model):
     assert any(USER in answer.text for answer in told)
 
 
+ODD = {
+    "no number": (b'{"user_id": "a", "k": NaN}', 422),
+    "no end": (b'{"user_id": "a", "k": Infinity}', 422),
+    "a long number": (b'{"user_id": ' + b"9" * 5000 + b"}", 400),
+    "a large number": (b'{"user_id": 1e400}', 422),
+    "half a character": (b'{"user_id": "\\ud800"}', 422),
+    "half a character in a name": (b'{"user_id": "a", "recent": {"\\ud800": ["b"]}}', 404),
+    "half a character in a field": (b'{"user_id": "a", "\\ud800": 1}', 422),
+    "deep": (b'{"user_id": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400),
+    "deep, without an end": (b'{"a":' * 20_000, 400),
+    "two documents": (b'{"user_id": "a"}{}', 400),
+    "nothing": (b"", 422),
+    "blanks": (b"   ", 400),
+    "no object": (b'["a"]', 422),
+    "null": (b"null", 422),
+    "other bytes": ('{"user_id": "ü"}'.encode("latin-1"), 400),
+    "a mark of the bytes' order": (b"\xef\xbb\xbf" + b'{"user_id": "a"}', 200),
+    "UTF-16": ('{"user_id": "a"}'.encode("utf-16"), 200),
+    "a name twice": (b'{"user_id": 1, "user_id": "b"}', 200),
+    "zeros": (b"\0" * 100, 400),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_odd_bodies_are_answered_like_others(server, odd, chunked):
+    """None is a failure of the server, whatever its reader of JSON thinks of it."""
+    content, status = ODD[odd]
+    sent = iter([content[:7], content[7:]]) if chunked and content else content
+    headers = {"content-type": "application/json"}
+    with server.client(secret_of("all")) as client:
+        answer = client.post("/v1/domains/tv/recommend", content=sent, headers=headers)
+    assert answer.status_code == status, answer.text
+    if status >= 400:
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
 # --- fresh users
 
 
