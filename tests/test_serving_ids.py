@@ -138,8 +138,8 @@ def test_a_whole_number_may_have_a_point(tmp_path):
         path = "/v1/domains/tv/recommend"
         found = client.post(path, content=b'{"user_id": 5.0, "k": 3.0}', headers=json).json()
         assert (found["user_id"], len(found["items"])) == (5, 3)
-        # read as a float it would be another user
-        large = client.post(path, content=b'{"user_id": 9007199254740993.0}', headers=json)
+        # read as a float it is another user's
+        large = client.post(path, content=b'{"user_id": 9007199254740995.0}', headers=json)
         problem(large, 422, "invalid")
 
 

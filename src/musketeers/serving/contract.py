@@ -35,7 +35,7 @@ def _short(text: str) -> str:
 
 def _whole(number: object) -> object:
     """JSON has one type of numbers, and 3.0 is an integer; a larger float may be another id's."""
-    if isinstance(number, float) and abs(number) < 2**53 and number.is_integer():
+    if isinstance(number, float) and abs(number) <= 2**53 and number.is_integer():
         return int(number)
     return number
 
