@@ -191,10 +191,11 @@ class GraphBpr:
     def factors(self) -> list[Factors]:
         """The domains' models as they are now: the embeddings' vectors, side by side."""
         parts = [embedding.parts() for embedding in self.embeddings.values()]
-        return [
-            Factors(*(np.concatenate(side, axis=1) for side in zip(*domain, strict=True)))
+        sides = (
+            [np.concatenate(side, axis=1) for side in zip(*domain, strict=True)]
             for domain in zip(*parts, strict=True)
-        ]
+        )
+        return [Factors(users, items) for users, items in sides]
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
