@@ -125,12 +125,15 @@ class Server:
         """Of its log, in their order."""
         return [json.loads(line) for line in self.said.getvalue().splitlines() if line[:1] == "{"]
 
-    def heard(self, event, after=0, **fields):
-        """The first event of that name and fields beyond the first `after`, once it is there."""
+    def heard(self, event, **fields):
+        """The first event of that name with these fields, once it is there."""
 
         def there():
-            some = self.events()[after:]
-            return [one for one in some if one["event"] == event and fields.items() <= one.items()]
+            return [
+                one
+                for one in self.events()
+                if one["event"] == event and fields.items() <= one.items()
+            ]
 
         until(there)
         return there()[0]
