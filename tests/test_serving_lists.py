@@ -31,8 +31,11 @@ def wish(stream, *, told=False):
         return stream.choice(ITEMS, stream.integers(most)).tolist()
 
     allow = [None, some(12), ITEMS][stream.integers(3)]
-    domains = (DOMAIN, OTHER, "no domain")
-    recent = {name: some(5) for name in domains if stream.random() < 0.4} if told else {}
+    recent = {}
+    if told:
+        mine = {DOMAIN: some(5), OTHER: [f"{OTHER}-{n:02}" for n in stream.integers(30, size=2)]}
+        mine["no domain"] = some(5)
+        recent = {name: items for name, items in mine.items() if stream.random() < 0.4}
     return Asked(
         str(stream.choice(USERS)), int(stream.integers(1, 40)), bool(stream.integers(2)),
         some(12), allow, recent,
@@ -81,6 +84,9 @@ def test_who_asks_along_changes_nothing(versions, number, seed, n):
     stream = np.random.default_rng(seed)
     asked = [wish(stream, told=True) for _ in range(n)]
     together = lists(versions[number], DOMAIN, asked)
+    there = {f"{OTHER}-{n:02}" for n in range(25)}
+    degraded = [not there.isdisjoint(one.recent.get(OTHER, ())) for one in asked]
+    assert [one.degraded for one in together] == degraded
     assert together == [lists(versions[number], DOMAIN, [one])[0] for one in asked]
 
 
