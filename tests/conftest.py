@@ -24,3 +24,11 @@ def one_torch_thread():
     """
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run of three domains, in memory and in a folder; tests may read it."""
+    from serving import fitted
+
+    return fitted(tmp_path_factory.mktemp("finished"))

@@ -219,6 +219,8 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        # Python repeats the address in brackets
+        why = (error.strerror or "").partition(" (")[0]
         raise ConfigError(
-            f"cannot serve on {host} port {port}: {error.strerror}; give another --host or --port"
+            f"cannot serve on {host} port {port}: {why}; give another --host or --port"
         ) from None

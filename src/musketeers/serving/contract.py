@@ -7,6 +7,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -17,6 +18,9 @@ from pydantic import (
 
 from musketeers.data.columns import LONGEST_ID
 
+LEAST, LARGEST = -(10**19), 2 * 10**19
+"""Of an integer id.  Those of 64 bits are within, and the document can say it: to the readers of
+JSON that have floats alone, 2**64 is another number."""
 MOST_K = 500
 MOST_USERS = 256
 MOST_ITEMS = 1000
@@ -29,17 +33,26 @@ def _short(text: str) -> str:
     return text
 
 
+def _whole(number: object) -> object:
+    """JSON has one type of numbers, and 3.0 is an integer; a larger float may be another id's."""
+    if isinstance(number, float) and abs(number) <= 2**53 and number.is_integer():
+        return int(number)
+    return number
+
+
+WHOLE = BeforeValidator(_whole)
+"""Stands last: the document would lose what stands behind it."""
 Text = Annotated[
     StrictStr, StringConstraints(min_length=1, max_length=LONGEST_ID), AfterValidator(_short)
 ]
 AnyId = Annotated[
-    Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)] | Text,
+    Annotated[StrictInt, Field(ge=LEAST, le=LARGEST), WHOLE] | Text,
     Field(
         description="Integers are numbers, in a request also strings; all other ids are strings."
     ),
 ]
 Ids = Annotated[list[AnyId], Field(max_length=MOST_ITEMS)]
-K = Annotated[StrictInt, Field(ge=1, le=MOST_K, description="Items in the list, at most.")]
+K = Annotated[StrictInt, Field(ge=1, le=MOST_K, description="Items in the list, at most."), WHOLE]
 ExcludeSeen = Annotated[
     StrictBool, Field(description="Leave out what the domain knows the user to have.")
 ]
@@ -55,11 +68,19 @@ Fallback = Annotated[
     Field(description="For a user of whom nothing is known: what is popular, or a 404."),
 ]
 DomainName = Annotated[str, Path(description="A domain of the model.", examples=["movie"])]
-PathId = Annotated[
+_PATH = "percent-encoded where it has other characters than letters, digits, - and _."
+UserId = Annotated[
     str,
     Path(
-        description="An id; percent-encoded where it has other characters than letters.",
-        examples=["user-017"], min_length=1, max_length=LONGEST_ID,
+        description=f"A user's id; {_PATH}", examples=["user-017"], min_length=1,
+        max_length=LONGEST_ID,
+    ),
+]  # fmt: skip
+ItemId = Annotated[
+    str,
+    Path(
+        description=f"An item's id; {_PATH}", examples=["movie-03"], min_length=1,
+        max_length=LONGEST_ID,
     ),
 ]  # fmt: skip
 QueryK = Annotated[int, Query(ge=1, le=MOST_K, description="Items in the list, at most.")]
@@ -137,7 +158,7 @@ class Question(Closed):
     """Whose list is to be explained."""
 
     user_id: AnyId
-    k: Annotated[StrictInt, Field(ge=1, le=50, description="Length of the list.")] = 10
+    k: Annotated[StrictInt, Field(ge=1, le=50, description="Length of the list."), WHOLE] = 10
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "user-017", "k": 5}]})
 

@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from musketeers.serving import contract
-from musketeers.serving.contract import DomainName, PathId, QueryAlso, Question
+from musketeers.serving.contract import DomainName, QueryAlso, Question, UserId
 from musketeers.serving.explanation import explained
 from musketeers.serving.ids import Id
 from musketeers.serving.keys import Key, requires
@@ -33,7 +33,7 @@ async def explain(request: Request, domain: DomainName, question: Question) -> R
 
 
 @router.get("/v1/users/{user_id:path}/history", response_model=contract.History)
-async def show_history(request: Request, user_id: PathId) -> Response:
+async def show_history(request: Request, user_id: UserId) -> Response:
     """What the model knows of a user, in each domain that the key is for."""
     service = service_of(request)
     _check_offered(request)

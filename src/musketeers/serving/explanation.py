@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def explained(version: Version, domain: str, user: Id, k: int) -> dict[str, Any]:
     """The fields of `contract.Explained` that are the model's.
 
-    Raises `Problem`: 404 for a user whom no domain knows, 503 while the stages are being read, and
-    422 where what serves the domain cannot be told less.
+    Raises `Problem`: 404 for a user whom no domain knows and where what serves the domain cannot be
+    told less, 503 while the stages are being read.
     """
     rows = version.users.rows([user])
     if rows[0] < 0:
@@ -29,7 +29,7 @@ def explained(version: Version, domain: str, user: Id, k: int) -> dict[str, Any]
     stages = _stages(version)
     explainer = stages.explainers.get(domain)
     if explainer is None:
-        raise Problem(422, "not_explained", "From what serves this domain nothing can be left out.")
+        raise Problem(404, "not_explained", "From what serves this domain nothing can be left out.")
     users = version.recommender.users.ids(rows)
     sources = explainer.explain(users, k, n_threads=1).filter(pl.col("source").is_not_null())
     own = stages.own[domain].explain(users, k, n_threads=1)
@@ -60,7 +60,7 @@ def _stages(version: Version) -> "Stages":
         raise Problem(
             503, "reading", "What the stages made is being read.", headers={"Retry-After": "1"}
         )
-    raise Problem(422, "no_stages", "The server has the model alone, without what made it.")
+    raise Problem(404, "no_stages", "The server has the model alone, without what made it.")
 
 
 def _moved(version: Version, domain: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def _numbers(ids: Iterable[Id], ascending: np.ndarray) -> Int64[np.ndarray, " id
     limits = np.iinfo(ascending.dtype)
     numbers = [one if isinstance(one, int) else _integer(one) for one in ids]
     there = np.array([n is not None and limits.min <= n <= limits.max for n in numbers], np.bool_)
-    known = np.array([n for n, is_there in zip(numbers, there, strict=True) if is_there])
-    known = known.astype(ascending.dtype)
+    some = [n for n, is_there in zip(numbers, there, strict=True) if is_there]
+    known = np.array(some, ascending.dtype)
     found = np.full(len(numbers), -1)
     place = np.searchsorted(ascending, known)
     at = place.clip(max=max(len(ascending) - 1, 0))

@@ -36,7 +36,7 @@ async def ready(request: Request) -> Response:
     return Response(_OK, media_type="application/json")
 
 
-@models.get("/metrics", tags=["health"], response_class=Response)
+@models.get("/metrics", response_class=Response)
 async def scrape(request: Request) -> Response:
     """What was counted, in Prometheus' text format; nothing of a user is in it."""
     return Response(service_of(request).metrics.render(), media_type=metrics.MEDIA_TYPE)

@@ -5,7 +5,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from musketeers.serving import contract
-from musketeers.serving.contract import DomainName, PathId, QueryExcludeSeen, QueryK, Wish, Wishes
+from musketeers.serving.contract import (
+    DomainName,
+    ItemId,
+    QueryExcludeSeen,
+    QueryK,
+    UserId,
+    Wish,
+    Wishes,
+)
 from musketeers.serving.keys import requires
 from musketeers.serving.lists import Asked, Listed, similar
 from musketeers.serving.problems import Problem
@@ -30,7 +38,7 @@ async def recommend(request: Request, domain: DomainName, wish: Wish) -> Respons
 async def recommend_simply(
     request: Request,
     domain: DomainName,
-    user_id: PathId,
+    user_id: UserId,
     k: QueryK = 10,
     exclude_seen: QueryExcludeSeen = True,
 ) -> Response:
@@ -59,7 +67,7 @@ async def recommend_batch(request: Request, domain: DomainName, wishes: Wishes) 
 
 @router.get("/v1/domains/{domain}/items/{item_id:path}/similar", response_model=contract.Similar)
 async def similar_items(
-    request: Request, domain: DomainName, item_id: PathId, k: QueryK = 10
+    request: Request, domain: DomainName, item_id: ItemId, k: QueryK = 10
 ) -> Response:
     """The items of a domain that are most like one of it."""
     service = service_of(request)

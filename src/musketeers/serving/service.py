@@ -46,10 +46,10 @@ class Service:
         return version
 
     def check_recent(self, recent: Mapping[str, object]) -> None:
-        """Raise `Problem` (422) for a domain that the model does not have."""
+        """Raise `Problem` (404) for a domain that the model does not have."""
         if recent.keys() - self.versions.current.items.keys():
             fault = Fault("/body/recent", "There is a domain that the model does not have")
-            raise Problem(422, errors=[fault])
+            raise Problem(404, "unknown_domain", errors=[fault])
 
 
 def service_of(request: Request) -> Service:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from musketeers.errors import ArtifactError
 from musketeers.serving import contract
-from musketeers.serving.contract import Met, PathId
+from musketeers.serving.contract import Met, UserId
 from musketeers.serving.fresh import Store
 from musketeers.serving.keys import Key, requires
 from musketeers.serving.problems import Problem
@@ -19,7 +19,7 @@ _PATH = "/v1/users/{user_id:path}/interactions"
 
 
 @router.post(_PATH, response_model=contract.Stored, status_code=201)
-async def store_interactions(request: Request, user_id: PathId, met: Met) -> Response:
+async def store_interactions(request: Request, user_id: UserId, met: Met) -> Response:
     """Keep what a user has just done: it counts in the next answer, and in the next fit.
 
     An answer means that it is on the disk.
@@ -35,7 +35,7 @@ async def store_interactions(request: Request, user_id: PathId, met: Met) -> Res
 
 
 @router.get(_PATH, response_model=contract.Kept)
-async def show_interactions(request: Request, user_id: PathId) -> Response:
+async def show_interactions(request: Request, user_id: UserId) -> Response:
     """What is kept of a user since the model was fitted, as far as it counts in answers."""
     (found,) = await _kept(request, _store(request).recent, [user_id])
     key: Key = request.state.key
@@ -44,7 +44,7 @@ async def show_interactions(request: Request, user_id: PathId) -> Response:
 
 
 @router.delete(_PATH, response_model=contract.Stored)
-async def forget_interactions(request: Request, user_id: PathId) -> Response:
+async def forget_interactions(request: Request, user_id: UserId) -> Response:
     """Forget all that is kept of a user since the model was fitted."""
     await _kept(request, _store(request).forget, user_id)
     return as_json(request, stored=0)

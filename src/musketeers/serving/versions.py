@@ -21,6 +21,8 @@ CURRENT = "CURRENT"
 """The file that names the run to serve, in a folder of several."""
 
 _NAME_LIMIT = 4096
+_SHOWN = 80
+"""Characters of a name in an error."""
 _REFUSED = 8
 """So many refused ones are remembered."""
 
@@ -57,9 +59,10 @@ def chosen(place: Path) -> Path:
         raise ArtifactError(
             f"{pointer}: cannot be read ({error}); write a run's name to it"
         ) from None
-    if not name or name in (".", "..") or "/" in name or not (place / name).is_dir():
+    if not name or name in (".", "..") or "/" in name or not _is_folder(place / name):
         raise ArtifactError(
-            f"{pointer}: names {name!r}, which is no folder beside it; write a run's name to it"
+            f"{pointer}: names {name[:_SHOWN]!r}, which is no folder beside it; write a run's name "
+            "to it"
         )
     return place / name
 
@@ -176,6 +179,13 @@ class Versions:
             return str(error)
         files = (folder / MANIFEST, folder / "model" / MANIFEST)
         return folder, *map(_stamp, files)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
