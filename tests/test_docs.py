@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tomllib
@@ -111,6 +112,26 @@ def test_the_walk_through_of_three_companies(place):
         "movie", "music", "tv",
     ]  # fmt: skip
     assert not list((place / "coordinator").rglob("users.key"))
+
+
+def test_the_walk_through_of_a_server(place):
+    """As a shell runs it; port 8000 may be taken, so another one stands for it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    script = "\n".join(blocks(ROOT / "docs" / "serving.md", "bash")).replace("8000", port)
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = "trap 'kill $server 2>/dev/null || true' EXIT\n"
+    done = subprocess.run(
+        ["bash", "-e", "-c", ended + script], capture_output=True, text=True, check=False,
+        env={**os.environ, **path, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stderr, (place / "serve.log").read_text())
+    assert done.stdout.count('"strategy":"personalised"') >= 3
+    assert '"strategy":"cross_domain"' in done.stdout
+    assert '"state":"previous"' in done.stdout
+    assert '"stored":1' in done.stdout
+    assert '"event":"ended"' in (place / "serve.log").read_text()
+    assert (place / "keys.toml").read_text().count("[keys.") == 2
 
 
 def test_the_readme_shows_fitting_and_asking(place):

@@ -49,7 +49,7 @@ from musketeers.exports.vectors import Space, served_by
 from musketeers.heads.gate import Gated
 from musketeers.protocols import untold
 from musketeers.ranking import Factors
-from musketeers.recommender import STRATEGIES, DomainModel, Recommender
+from musketeers.recommender import STRATEGIES, DomainModel, Recommender, version_of
 from musketeers.run_folder import RunFolder
 from musketeers.runs import Quiet
 from musketeers.seeding import Seed
@@ -663,7 +663,7 @@ def test_an_export_that_fails_leaves_the_tables(tmp_path, tables):
         command.run(bad, "pgvector", watch=Quiet(), url=tables)
     assert shown(tables, TABLES) == before
     version = shown(tables, "SELECT model_version FROM musketeers_tv_about")
-    assert version == [(command.model_version(good),)]
+    assert version == [(version_of(good / "model"),)]
 
 
 def test_others_who_use_the_old_tables_keep_the_new_ones_out(tmp_path, tables, monkeypatch):
@@ -703,7 +703,7 @@ def alternating(tmp_path):
     """Two runs that differ in an item, and each version with its items."""
     rng = np.random.default_rng(5)
     runs = [run_of(tmp_path / name, two_domains(rng, last_item=name)) for name in ("x", "y")]
-    return runs, {command.model_version(run): {"a", "b", run.name} for run in runs}
+    return runs, {version_of(run / "model"): {"a", "b", run.name} for run in runs}
 
 
 def test_whoever_reads_tables_while_they_are_replaced_reads_one_export(tmp_path, tables):
@@ -806,7 +806,7 @@ def test_a_pointer_moves_when_everything_is_there(tmp_path, keys, client):
     command.run(runs[0], "redis", watch=Quiet(), url=keys)
     old = [client.get(f"musketeers:{name}") for name in ("tv", "zoo")]
     assert len(set(old)) == 1
-    assert old[0].startswith(command.model_version(runs[0]) + "-")
+    assert old[0].startswith(version_of(runs[0] / "model") + "-")
     client.set("musketeers:tv:mine", "stays")
     client.set("musketeers:tvs:000000000000-00000000:item:a", "stays")
 

@@ -1,5 +1,6 @@
 """The fitted whole: recommends in every domain, whatever trained it."""
 
+import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -32,6 +33,7 @@ STRATEGIES = ("personalised", "cross_domain", "popular")
 """From the user's own history in the domain; from other domains alone; the same for everyone."""
 
 _PERSONALISED, _CROSS_DOMAIN, _POPULAR = range(len(STRATEGIES))
+_VERSION_DIGITS = 12
 _USERS_FILE = "users.parquet"
 _USERS_AT_A_TIME = 1 << 17
 """In a block of all users: a ranking prepares the items once a block."""
@@ -337,6 +339,22 @@ class Recommender:
                 anywhere |= model.elsewhere[rows] & fitted
         here = model.known[rows] & fitted
         return np.select([here, anywhere], [_PERSONALISED, _CROSS_DOMAIN], _POPULAR).astype(np.int8)
+
+
+def version_of(folder: Path) -> str:
+    """What tells a saved recommender from any other: the first 12 digits of the SHA-256 of its
+    manifest, which has those of all its files.
+
+    Raises `ArtifactError` for a folder without one.
+    """
+    try:
+        manifest = (folder / artifacts.MANIFEST).read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder}: is no finished run and no saved model: {error.strerror}; give the folder "
+            "of one"
+        ) from None
+    return hashlib.sha256(manifest).hexdigest()[:_VERSION_DIGITS]
 
 
 def _count(name: str, value: object) -> int:

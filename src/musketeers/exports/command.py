@@ -1,6 +1,5 @@
 """The whole of `musketeers export`: what is exported, by which options, and where it is then."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -8,14 +7,12 @@ from typing import Literal
 from musketeers import run_files
 from musketeers.errors import ConfigError
 from musketeers.exports.vectors import Space, served_by
-from musketeers.recommender import Recommender
+from musketeers.recommender import Recommender, version_of
 from musketeers.report.words import model_name
 from musketeers.run_folder import RunFolder
 from musketeers.runs import Watch
 
 System = Literal["parquet", "faiss", "pgvector", "redis"]
-
-_VERSION_DIGITS = 12
 
 
 def run(
@@ -42,20 +39,11 @@ def run(
     if not files and (url is None or out is not None):
         raise ConfigError(f"--to {to} writes to a server; give --url URL, and no --out")
     recommender = _recommender(run, model, domains, watch)
-    version = model_version(run)
+    version = version_of(run / "model")
     names = list(dict.fromkeys(domains)) or list(recommender.domains)
     spaces = [Space.of(recommender, name, version) for name in names]
     what = ", ".join(f"{space.domain} ({space.dim} numbers a vector)" for space in spaces)
     return f"{_written(to, spaces, out, url, prefix, watch)}: {what}, model version {version}"
-
-
-def model_version(run: Path) -> str:
-    """What tells the run's model from any other: the start of its manifest's SHA-256.
-
-    The manifest has the checksums of all the model's files.
-    """
-    manifest = (run / "model" / "manifest.json").read_bytes()
-    return hashlib.sha256(manifest).hexdigest()[:_VERSION_DIGITS]
 
 
 def _recommender(run: Path, model: str | None, domains: Sequence[str], watch: Watch) -> Recommender:

@@ -1,6 +1,5 @@
 """One version of the model, as it is served: read, checked, made ready, and never changed."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,20 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from musketeers.artifacts import MANIFEST
 from musketeers.data.pseudonyms import Secret
 from musketeers.errors import ArtifactError
 from musketeers.heads.fold_in import Folding
 from musketeers.heads.gate import Gated
 from musketeers.ranking import Factors
-from musketeers.recommender import Recommender
+from musketeers.recommender import Recommender, version_of
 from musketeers.run_folder import RunFolder
 from musketeers.serving.ids import Id, Ids
 
 if TYPE_CHECKING:
     from musketeers.serving.stages import Stages  # brings torch
-
-_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +27,7 @@ class Version:
     """A run's model, and what answers need of it worked out once."""
 
     name: str
-    """The first 12 digits of the SHA-256 of its manifest, which has those of all its files."""
+    """See `recommender.version_of`."""
     place: Path
     """The folder that it was read from, which may be gone by now."""
     loaded_at: datetime
@@ -59,16 +55,17 @@ class Version:
         folder that is neither, or damaged, or changed while it was read.
         """
         place = place.resolve()
-        is_run = (place / "model").is_dir()
-        folder = RunFolder.open(place).path / "model" if is_run else place
-        before = _digest(folder)
+        folder = model_folder(place)
+        if is_run := folder != place:
+            RunFolder.open(place)
+        name = version_of(folder)
         recommender = Recommender.load(folder).made_ready()
-        if _digest(folder) != before:
+        if version_of(folder) != name:
             raise ArtifactError(
                 f"{place}: changed while it was read; write each version to a folder of its own"
             )
         return cls(
-            before[:_DIGITS],
+            name,
             place,
             datetime.now(UTC),
             recommender,
@@ -124,14 +121,9 @@ class Version:
                 )
 
 
-def _digest(folder: Path) -> str:
-    try:
-        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ArtifactError(
-            f"{folder}: is no finished run and no saved model: {error.strerror}; give the folder "
-            "of one"
-        ) from None
+def model_folder(place: Path) -> Path:
+    """Where the model is in the folder of a run, or of a saved recommender."""
+    return place / "model" if (place / "model").is_dir() else place
 
 
 def _cosines(recommender: Recommender) -> dict[str, Factors]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from musketeers.artifacts import MANIFEST
 from musketeers.errors import ArtifactError, MusketeersError
-from musketeers.serving.version import Version
+from musketeers.recommender import version_of
+from musketeers.serving.version import Version, model_folder
 
 CURRENT = "CURRENT"
 """The file that names the run to serve, in a folder of several."""
@@ -143,18 +144,21 @@ class Versions:
 
     def _reload(self) -> Version:
         self._looked_at = self._seen()
-        self.previous = None
         run = self.place.name
         try:
             folder = chosen(self.place)
             run = folder.resolve().name
+            if version_of(model_folder(folder)) != self.current.name:
+                self.previous = None
             new = self._loaded(folder)
         except MusketeersError as error:
             self.refused.append(Refused(run, datetime.now(UTC), str(error)))
             self.tell("refused", run=run, fault=str(error))
             raise
+        # the same model in another folder, or read anew, is nothing to go back from
         if new.name != self.current.name:
-            self.previous, self.current = self.current, new
+            self.previous = self.current
+        self.current = new
         self.tell("serving", model_version=self.current.name, run=self.current.run)
         return self.current
 
