@@ -7,6 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from musketeers.serving import explaining, operating, page, recommending, telling
+from musketeers.serving.direct import recommend_directly
 from musketeers.serving.problems import RESPONSES, install
 from musketeers.serving.service import Service
 
@@ -35,5 +36,6 @@ def app_of(service: Service, life: Life | None = None) -> FastAPI:
         operating.admin, operating.health, page.router,
     ):  # fmt: skip
         app.include_router(router)
+    app.router.routes.insert(0, recommend_directly())
     install(app)
     return app

@@ -19,10 +19,12 @@ from musketeers.serving.lists import Asked, Listed, similar
 from musketeers.serving.problems import Problem
 from musketeers.serving.service import as_json, places, service_of
 
+RECOMMEND = "/v1/domains/{domain}/recommend"
+
 router = APIRouter(tags=["recommend"], dependencies=[requires("read")])
 
 
-@router.post("/v1/domains/{domain}/recommend", response_model=contract.Recommended)
+@router.post(RECOMMEND, response_model=contract.Recommended)
 async def recommend(request: Request, domain: DomainName, wish: Wish) -> Response:
     """The best items for a user; what the user has just done can be told along."""
     service_of(request).check_recent(wish.recent)
