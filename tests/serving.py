@@ -170,7 +170,7 @@ def in_thread(place, *, load=version, keys=None, fresh=None, explains=True, **li
         )
         service = Service(versions, batches, threads, fresh, explains, gate, metrics)
         config = uvicorn.Config(
-            app_of(service), http=protocol(bounds), ws="none", log_config=None, access_log=False
+            app_of(service), http=protocol(gate), ws="none", log_config=None, access_log=False
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: uvloop.run(server.serve([door])))

@@ -38,6 +38,7 @@ ROUTES = [
     ("read", True, "GET", "/v1/domains/tv/users/user-020/recommend", None),
     ("read", True, "GET", "/v1/domains/tv/items/tv-01/similar", None),
     ("explain", True, "POST", "/v1/domains/tv/explain", {"user_id": "user-020"}),
+    ("explain", True, "GET", "/v1/domains/tv/somebody", None),
     ("explain", False, "GET", "/v1/users/user-020/history", None),
     ("explain", False, "GET", "/report", None),
     ("write", True, "POST", "/v1/users/u/interactions", {"domain": "tv", "item_ids": ["tv-01"]}),
