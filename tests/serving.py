@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from musketeers import config as configuration
 from musketeers import runs
@@ -115,6 +116,7 @@ class Server:
     url: str
     said: io.StringIO
     service: Service | None = None
+    app: FastAPI | None = None
     process: subprocess.Popen | None = None
 
     def client(self, key=None, **options):
@@ -169,15 +171,16 @@ def in_thread(place, *, load=version, keys=None, fresh=None, explains=True, **li
             lambda: versions.current, fresh, ranking, 2, lambda: gate.inside, metrics.batch
         )
         service = Service(versions, batches, threads, fresh, explains, gate, metrics)
+        app = app_of(service)
         config = uvicorn.Config(
-            app_of(service), http=protocol(gate), ws="none", log_config=None, access_log=False
+            app, http=protocol(gate), ws="none", log_config=None, access_log=False
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: uvloop.run(server.serve([door])))
         thread.start()
         try:
             until(lambda: server.started or not thread.is_alive())
-            yield Server(f"http://127.0.0.1:{door.getsockname()[1]}", said, service)
+            yield Server(f"http://127.0.0.1:{door.getsockname()[1]}", said, service, app)
         finally:
             server.should_exit = True
             thread.join(_SECONDS)

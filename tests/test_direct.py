@@ -57,9 +57,15 @@ def test_both_ways_answer_the_same(both, domain, content):
         )
         for client in both
     ]  # fmt: skip
-    assert found[0].json() == found[1].json()
-    short, long = ({k: v for k, v in f.headers.items() if k != "date"} for f in found)
-    assert (found[0].status_code, short) == (found[1].status_code, long)
+    assert found[0].status_code == found[1].status_code
+    short, long = (answer.json() for answer in found)
+    if not content.startswith("{" if isinstance(content, str) else b"{"):
+        # that a body is no object is said in other words
+        for fault in (*short.get("errors", ()), *long.get("errors", ())):
+            fault.pop("detail")
+    assert short == long
+    for name in found[0].headers.keys() - {"date", "content-length"}:
+        assert found[0].headers[name] == found[1].headers[name]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])

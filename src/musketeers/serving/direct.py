@@ -29,8 +29,12 @@ def recommend_directly() -> Route:
 
 
 async def _wish(request: Request) -> Wish:
+    if not (body := await request.body()):
+        raise RequestValidationError(
+            [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
+        )
     try:
-        return Wish.model_validate_json(await request.body())
+        return Wish.model_validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(
