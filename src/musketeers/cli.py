@@ -1,5 +1,6 @@
 """The `musketeers` command: parse, call the library, print."""
 
+import gc
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -523,6 +524,9 @@ def serve(
     Example: `musketeers serve runs/first --explain`
     """
     _check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
+    # until the model is there, all that is made stays: looking for what does not takes a fifth of the
+    # start
+    gc.disable()
     from musketeers.serving import command
     from musketeers.serving.limits import Limits
 

@@ -103,9 +103,9 @@ def serve(place: Path, options: Options, limits: Limits) -> None:
         if keys.open:
             log.event("open", note="no key is set: for this machine alone, without administration")
         ends.enter_context(_watching(versions, options.watch))
-        gc.collect()
         # what was loaded stays, and need not be looked through again and again
         gc.freeze()
+        gc.enable()
         sys.setswitchinterval(_SWITCH_SECONDS)
         _run(service, door, limits, lambda: log.event(
             "ready", url=_url(door), model_version=versions.current.name,
