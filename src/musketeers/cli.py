@@ -524,15 +524,15 @@ def serve(
     Example: `musketeers serve runs/first --explain`
     """
     _check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
-    # until the model is there, all that is made stays: looking for what does not takes a fifth of the
-    # start
+    # all that is made until the model is there stays: to look for what does not costs a fifth
     gc.disable()
     from musketeers.serving import command
     from musketeers.serving.limits import Limits
+    from musketeers.serving.options import Options
 
     command.serve(
         run,
-        command.Options(
+        Options(
             host=host, port=port, keys=keys, secret=secret, fresh=fresh, explains=explain,
             stages=stages, threads=threads, watch=watch, log=log,
         ),

@@ -5,6 +5,8 @@ asked, answered and refused is the same, and a test compares the two; FastAPI's 
 behind this one, for the OpenAPI document.
 """
 
+import json
+
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -12,6 +14,7 @@ from starlette.routing import Route
 
 from musketeers.serving.contract import Wish
 from musketeers.serving.keys import requires
+from musketeers.serving.problems import Problem
 from musketeers.serving.recommending import RECOMMEND, recommend
 
 
@@ -34,9 +37,11 @@ async def _wish(request: Request) -> Wish:
             [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
         )
     try:
-        return Wish.model_validate_json(body)
+        return Wish.model_validate(json.loads(body))
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(
             [{**fault, "loc": ("body", *fault["loc"])} for fault in faults]
         ) from None
+    except (ValueError, RecursionError):
+        raise Problem(400) from None

@@ -131,38 +131,26 @@ def _parts(
     rows: Int64[np.ndarray, " asked"],
     recent: Mapping[str, Interactions],
 ) -> tuple[list[Part], np.ndarray]:
-    """What serves each of the asked, and for whom something could not be used."""
-    degraded = np.zeros(len(rows), np.bool_)
-    told = np.zeros(len(rows), np.bool_)
-    for pairs in recent.values():
-        told |= pairs.known_users()
-    parts = _placed(version.recommender.parts(domain, rows[~told]), np.flatnonzero(~told))
-    if told.any():
-        places = np.flatnonzero(told)
-        some = {name: pairs.of_each(places) for name, pairs in recent.items()}
-        more, unused = _told(version, domain, rows[places], some)
-        parts += _placed(more, places)
-        degraded[places] = unused
-    return parts, degraded
+    """What serves each of the asked, and for whom something could not be used.
 
-
-def _told(
-    version: Version,
-    domain: str,
-    rows: Int64[np.ndarray, " asked"],
-    recent: Mapping[str, Interactions],
-) -> tuple[Sequence[Part], np.ndarray]:
-    """The same of users who have just done something."""
-    if (stages := version.stages_now()) and (told := stages.told.get(domain)):
-        return told.since(rows, recent), np.zeros(len(rows), np.bool_)
-    model = version.recommender.model(domain)
-    elsewhere = np.zeros(len(rows), np.bool_)
-    if model.transfers or model.cold:
-        for name, pairs in recent.items():
-            elsewhere |= pairs.known_users() & (name != domain)
-    return version.recommender.parts_since(
-        domain, rows, recent.get(domain), version.foldings[domain]
-    ), elsewhere
+    What was done here is folded into the domain's model.  What was done elsewhere takes the run's
+    stages, and several times as long.
+    """
+    model, folding = version.recommender.model(domain), version.foldings[domain]
+    stages = version.stages_now()
+    told = stages.told.get(domain) if stages else None
+    asks = bool(told.kinds) if told else model.transfers or model.cold is not None
+    away = np.zeros(len(rows), np.bool_)
+    for name, pairs in recent.items():
+        away |= pairs.known_users() & (asks and name != domain)
+    here = recent.get(domain)
+    if told is None or not away.any():
+        return list(version.recommender.parts_since(domain, rows, here, folding)), away
+    near, far = np.flatnonzero(~away), np.flatnonzero(away)
+    some = here.of_each(near) if here else None
+    parts = _placed(version.recommender.parts_since(domain, rows[near], some, folding), near)
+    some = {name: pairs.of_each(far) for name, pairs in recent.items()}
+    return parts + _placed(told.since(rows[far], some), far), np.zeros(len(rows), np.bool_)
 
 
 def _placed(parts: Sequence[Part], places: Int64[np.ndarray, " some"]) -> list[Part]:
