@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -96,13 +97,15 @@ def serving(run, *options, **environment):
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
     try:
-        told = []
+        told = {}
         for line in child.stderr:
-            told.append(json.loads(line))
-            if told[-1]["event"] == "ready":
+            event = json.loads(line)
+            told[event["event"]] = event
+            # what the stages made is read last
+            if {"ready", "stages"} <= told.keys():
                 break
-        assert told[-1]["event"] == "ready", told
-        yield told[-1]["url"]
+        assert {"ready", "stages"} <= told.keys(), told
+        yield told["ready"]["url"]
     finally:
         child.terminate()
         child.communicate(timeout=30)
@@ -178,9 +181,13 @@ def ready(page, text):
 
 def ask(url, path, body=None, key=None):
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    if body is None:
-        return httpx.get(f"{url}{path}", headers=headers)
-    return httpx.post(f"{url}{path}", json=body, headers=headers)
+    method = "GET" if body is None else "POST"
+    while True:
+        answer = httpx.request(method, f"{url}{path}", json=body, headers=headers, timeout=30)
+        # what the stages made is read after the start, and the machine may be busy
+        if answer.status_code not in (503, 504):
+            return answer
+        time.sleep(0.1)
 
 
 def ids(items):

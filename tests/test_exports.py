@@ -626,7 +626,7 @@ def two_domains(rng, *, last_item):
 def test_tables_are_replaced_at_once_and_read_until_then(tmp_path, tables):
     rng = np.random.default_rng(5)
     runs = [run_of(tmp_path / f"{n}", two_domains(rng, last_item="c")) for n in range(2)]
-    old, new = map(command.model_version, runs)
+    old, new = (version_of(run / "model") for run in runs)
     command.run(runs[0], "pgvector", watch=Quiet(), url=tables)
     names = [
         f"musketeers_{name}_{part}"

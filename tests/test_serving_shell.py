@@ -485,8 +485,10 @@ def test_slow_bodies_take_no_place_and_end_at_the_deadline():
     ):
         slow = [open_ones.enter_context(served.connect()) for _ in range(20)]
         begun = time.monotonic()
-        for connection in slow:
+        for n, connection in enumerate(slow, start=1):
             connection.sendall(head + b"{")
+            while served.gate._unplaced < n:  # at once they would be a crowd
+                time.sleep(0.001)
         while time.monotonic() - begun < 0.3:
             assert client.get("/wait/0").status_code == 200
             for connection in slow:

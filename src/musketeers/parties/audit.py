@@ -72,7 +72,12 @@ def levels(truth: Truth, dim: int) -> dict[str, Defences]:
     Noise takes a length to cut to; here it is the vectors' median, which a real release must not
     look up in the data.
     """
-    middle = round(float(np.median(np.linalg.norm(truth.vectors, axis=1))), 4)
+    middle = float(f"{np.median(np.linalg.norm(truth.vectors, axis=1)):.4g}")
+    if not middle:
+        raise DataError(
+            "half of the users' vectors or more are 0, so there is no length to cut them to, and "
+            "little to attack; train them with a weaker regularization"
+        )
     noise = {
         f"epsilon {epsilon:g}": Defences(clip=middle, epsilon=epsilon, delta=_DELTA)
         for epsilon in _EPSILONS

@@ -62,13 +62,19 @@ class _Bounded(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if not self._is_refused:
             super().on_message_complete()
+        self._is_refused = False
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._unread = self._unread + len(data) if self._in_head else 0
+        if self.transport.is_closing():
+            return
         # the gate counts exactly; this is against what never comes to an end
-        if self._unread > 2 * self._gate.limits.headers and not self.transport.is_closing():
+        if self._unread > 2 * self._gate.limits.headers:
             self._end(Problem(431))
+        # nobody waits for the rest of what is refused already
+        if self._is_refused:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn's own words
         self._end(Problem(400, "not_http", "This is no HTTP/1.1 request."))
