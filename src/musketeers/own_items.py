@@ -149,7 +149,7 @@ class _Side:
         """The model of as many users as `items`: the one at `row`, less one of them each."""
         moved = self._moved(row, history, items) if self.folding else None
         if isinstance(self.model, Factors):
-            return Factors(self.model.users[row] + cast(np.ndarray, moved), self.model.items)
+            return replace(self.model, users=self.model.users[row] + cast(np.ndarray, moved))
         inputs = csr_array(self.model.inputs[np.full(len(items), row)])
         inputs.data[inputs.indices == np.repeat(items, np.diff(inputs.indptr))] = 0
         if moved is not None:

@@ -24,7 +24,7 @@ from musketeers.heads.gate import Gated
 from musketeers.latest import Latest
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.ranking import Factors, top_k
-from musketeers.recommender import STRATEGIES, Recommender, asked
+from musketeers.recommender import STRATEGIES, Recommender, asked, ranked
 from musketeers.results import Metrics, RunResult
 from musketeers.seeding import Seed
 from musketeers.told import CROSS_DOMAIN, PERSONALISED, Told, told_kinds
@@ -124,9 +124,9 @@ class Explainer:
     def _list(self, row: int, shared: UserEmbeddings, *, k: int) -> Int32[np.ndarray, " k"]:
         """What is served to one user of whom this is `shared`; -1 where there is nothing more."""
         rows = np.array([row])
-        (part,) = self.told.parts(rows, shared)
         seen = self.told.run.recommender.model(self.told.domain).seen.of_each(rows)
-        return top_k(part.scorer, np.zeros(1, np.int64), k=k, seen=seen, n_threads=1).items[0]
+        parts = self.told.parts(rows, shared)
+        return ranked(parts, 1, k=k, skip=seen, n_threads=1).items[0]
 
     def _gain(self, row: int, source: str) -> float | None:
         """What the source adds to the metric of a test user."""
@@ -185,13 +185,13 @@ def measure(run: RunResult, *, n_threads: int) -> Metrics:
         anew = Told.of(run, domain, latest)
         users = _some_of(np.flatnonzero(split.test.known_users()), run, domain)
         # as they are measured: test items are not skipped
-        ranked = partial(top_k, k=_K, n_threads=n_threads)
+        of_ten = partial(top_k, k=_K, n_threads=n_threads)
         served, seen = run.recommender.domains[domain].scorer, split.seen()
-        whole = ranked(served, users, seen=seen).items
+        whole = of_ten(served, users, seen=seen).items
         seen, places, shared = seen.of_each(users), np.arange(len(users)), latest.told(users)
         for source in _others(run, domain):
             scorer = anew.scorer(PERSONALISED, users, shared.hidden(source))
-            less = ranked(scorer, places, seen=seen).items
+            less = of_ten(scorer, places, seen=seen).items
             values = ndcg(hits_of(less, users, split.test), split.test.counts()[users])
             both = {_NDCG: values, _KEPT: _kept(whole, less)}
             found.setdefault(source, {})[domain] = PerUser(users, both)

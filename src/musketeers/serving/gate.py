@@ -11,7 +11,7 @@ import asyncio
 import math
 import re
 from secrets import token_hex
-from time import monotonic, perf_counter
+from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,7 +59,7 @@ class Gate:
         self._slots = Slots(limits.concurrency, limits.queue)
         self._most = limits.concurrency + limits.queue
         self._n_coming = self._unplaced = 0
-        self._n_away, self._next_line = 0, 0.0
+        self._n_away = 0
         self._room = limits.body * (limits.concurrency + limits.queue)
         metrics.watch(lambda: self.inside)
 
@@ -85,13 +85,12 @@ class Gate:
     def turned_away(self, *, closes: bool) -> bytes:
         """The answer to a request of which nothing is made; see `problems.raw`.
 
-        It is counted; of such a crowd the log has one line a second.
+        It is counted; of such a crowd the log has one line a second, which says how many.
         """
         self._metrics.rejected(_BUSY)
+        if not self._n_away:
+            asyncio.get_running_loop().call_later(1, self._tell_of_crowd)
         self._n_away += 1
-        if (now := monotonic()) >= self._next_line:
-            self._log.event("crowded", level="warning", refused=self._n_away)
-            self._n_away, self._next_line = 0, now + 1
         return raw(_busy(), token_hex(16), closes=closes)
 
     def around(self, app: ASGIApp) -> ASGIApp:
@@ -215,6 +214,10 @@ class Gate:
             return await receive()
 
         return again
+
+    def _tell_of_crowd(self) -> None:
+        self._log.event("crowded", level="warning", refused=self._n_away)
+        self._n_away = 0
 
     def _tell(self, scope: Scope, head: "_Head", status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
