@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 from musketeers.data.interactions import Interactions
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings, lengths_of
-from musketeers.heads.fold_in import Folding
+from musketeers.heads.fold_in import Folding, unseen
 from musketeers.ranking import Factors
 from musketeers.results import RunResult
 
@@ -104,13 +104,6 @@ class Latest:
             values[some, place] = vectors / self.lengths[place]
             known[some, place] = True
         return UserEmbeddings(found.domains, values, known, found.lengths)
-
-
-def unseen(
-    seen: Interactions, rows: Int64[np.ndarray, " asked"], pairs: Interactions
-) -> Interactions:
-    """The pairs of the users at `rows` that are not among those `seen` already."""
-    return pairs.only(~pairs.held_by(seen.of_each(rows)))
 
 
 def _stretch(folding: Folding, train: Interactions) -> float:

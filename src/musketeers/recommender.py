@@ -21,7 +21,7 @@ from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DataError, UnknownNameError
-from musketeers.heads.fold_in import Folding, of_rows
+from musketeers.heads.fold_in import Folding, of_rows, unseen
 from musketeers.parallel import available_threads
 from musketeers.ranking import Factors, Ranking, top_k
 from musketeers.scorers import Layout, Trained
@@ -314,8 +314,8 @@ class Recommender:
         Whoever did anything that the domain does not know is told of it by `folding`, which is of
         the domain's model, and ``personalised``.
         """
-        new = recent and recent.only(~recent.held_by(self.model(domain).seen.of_each(rows)))
-        if new is None or not len(new):
+        new = unseen(self.model(domain).seen, rows, recent) if recent else None
+        if not new:
             return self.parts(domain, rows)
         told = new.known_users()
         there, rest = np.flatnonzero(told), np.flatnonzero(~told)

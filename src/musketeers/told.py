@@ -20,11 +20,11 @@ from musketeers.heads import cold, ials, linear
 from musketeers.heads.blend import Inputs, beside, of_inputs
 from musketeers.heads.candidates import Candidate
 from musketeers.heads.choice import GLOBAL
-from musketeers.heads.fold_in import Folding, of_rows
+from musketeers.heads.fold_in import Folding, of_rows, unseen
 from musketeers.heads.gate import Gated, Model
 from musketeers.heads.ials import IalsHeadSettings
 from musketeers.heads.linear import LinearSettings
-from musketeers.latest import Latest, unseen
+from musketeers.latest import Latest
 from musketeers.models.registry import MODELS
 from musketeers.pipeline import served_with
 from musketeers.ranking import Factors

@@ -109,6 +109,13 @@ def of_rows(model: Model | Gated, rows: Int64[np.ndarray, " asked"]) -> Model | 
     return replace(model, users=users)
 
 
+def unseen(
+    seen: Interactions, rows: Int64[np.ndarray, " asked"], pairs: Interactions
+) -> Interactions:
+    """The pairs of the users at `rows` that are not among those `seen` already."""
+    return pairs.only(~pairs.held_by(seen.of_each(rows)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pull:
     """What the vectors of a model's users are solved for with."""
