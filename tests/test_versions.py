@@ -5,8 +5,9 @@ import json
 import shutil
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -375,3 +376,51 @@ def test_the_server_notices_by_itself(place):
             assert answer["run"] == "a"
         refusals = [e for e in server.events() if e["event"] == "refused"]
         assert len(refusals) == 3
+
+
+# --- what the stages made
+
+
+def with_stages(folder, future):
+    return replace(version(folder), stages=future)
+
+
+def there(found):
+    """What is read already; what it is says nothing to versions."""
+    future = Future()
+    future.set_result(found)
+    return future
+
+
+def test_a_version_waits_for_its_stages_where_the_old_one_has_them(place):
+    coming = {"a": there("old"), "b": Future()}
+    place.add("b", seed=2)
+    versions = Versions.begin(
+        place.folder, lambda f: with_stages(f, coming[f.name]), lambda *_, **__: None
+    )
+    old = versions.current
+    place.point("b")
+    with ThreadPoolExecutor(1) as thread:
+        swap = thread.submit(versions.reload)
+        assert not wait([swap], timeout=0.5).done
+        assert versions.current is old
+        coming["b"].set_result("new")
+        assert swap.result() is versions.current
+    assert versions.current.stages_now() == "new"
+    assert versions.previous is old
+
+
+def test_a_version_whose_stages_cannot_be_read_is_refused_where_the_old_one_has_them(place):
+    broken = Future()
+    broken.set_exception(ArtifactError("cat/tensors.safetensors: is damaged"))
+    coming = {"a": there("old"), "b": broken}
+    place.add("b", seed=2)
+    versions = Versions.begin(
+        place.folder, lambda f: with_stages(f, coming[f.name]), lambda *_, **__: None
+    )
+    old = versions.current
+    place.point("b")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        versions.reload()
+    assert versions.current is old
+    assert versions.refused[-1].run == "b"

@@ -99,9 +99,10 @@ class Versions:
     def reload(self) -> Version:
         """Serve what the place says now, read anew, if all of it is as it should be.
 
-        Else the old one goes on, and `MusketeersError` says why.  While one is read the one before
-        is let go, so that there are never more than two in memory.  Raises `BusyError` while
-        another is being read.
+        Its stages are read first where the old one's are there.  Where anything is amiss the old
+        one goes on, and `MusketeersError` says why.  While one is read the one before is let go,
+        so that there are never more than two in memory.  Raises `BusyError` while another is being
+        read.
         """
         if not self._lock.acquire(blocking=False):
             raise BusyError
@@ -165,6 +166,10 @@ class Versions:
     def _loaded(self, folder: Path) -> Version:
         try:
             new = self.load(folder)
+            new.check_replaces(self.current)
+            if new.stages and self.current.stages_now():
+                # else callers would lose for a while what they had
+                new.stages.result()
         except MusketeersError:
             raise
         except Exception as error:
@@ -172,7 +177,6 @@ class Versions:
                 f"{folder}: cannot be served: {type(error).__name__}: {error}; see that it is "
                 "whole and that there is memory for two versions"
             ) from error
-        new.check_replaces(self.current)
         return new
 
     def _seen(self) -> object:
