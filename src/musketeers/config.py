@@ -167,6 +167,10 @@ class CatConfig(_Section):
     """Users per step; contrast needs at least two."""
     max_epochs: Count = 100
     patience: Count = 5
+    contrast_users: Literal["gathered", "local"] = "gathered"
+    """Of a run whose users are spread over machines, whom a step tells a user apart from.
+    gathered: the step's users on all machines, as on one; local: those on the user's own, which
+    sends less."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of users that early stopping looks at and training never sees."""
 

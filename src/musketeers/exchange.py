@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from musketeers.errors import DataError
+from musketeers.group import total
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +108,7 @@ def lengths_of(
     lengths = np.ones(len(tables), np.float32)
     for n, (name, table) in enumerate(tables.items()):
         norms = np.linalg.norm(_heard(table, known[name]), axis=1)
-        mean = norms.sum(dtype=np.float64) / max(int(known[name].sum()), 1)
+        mean = total(norms.sum(dtype=np.float64)) / max(int(total(known[name].sum())), 1)
         lengths[n] = mean if mean > 0 else 1
     return lengths
 

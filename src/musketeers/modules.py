@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from musketeers.group import group
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -35,6 +37,11 @@ def restore(
                 n: moment if n == "step" else moment.to(weight.device)
                 for n, moment in moments.items()
             }
+
+
+def add_slopes(module: nn.Module) -> None:
+    """Give every member the sum of all members' gradients."""
+    group().add(*(weight.grad.numpy() for weight in module.parameters() if weight.grad is not None))
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ import numpy as np
 from musketeers import artifacts, memory
 from musketeers.costs import Cost, metered
 from musketeers.errors import RunError
+from musketeers.group import of_all, total
 
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer run folder."""
@@ -55,10 +56,18 @@ class FolderCheckpoint:
     folder: Path
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """What was saved last, checked, or None; raises `ArtifactError` if it is damaged."""
-        if not (numbers := self._numbers()):
+        """What was saved last, checked, or None; raises `ArtifactError` if it is damaged.
+
+        Of several members (`group`) the last that all have saved.
+        """
+        numbers = self._numbers()
+        last = int(of_all(np.array([numbers[-1] if numbers else -1])).min())
+        for number in numbers:
+            if number > last:
+                _remove(self.folder / str(number))
+        if last < 0:
             return None
-        found = artifacts.load(self.folder / str(numbers[-1]), "checkpoint")
+        found = artifacts.load(self.folder / str(last), "checkpoint")
         return found.tensors, found.about
 
     def save(self, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -67,6 +76,8 @@ class FolderCheckpoint:
         place = self.folder / str(old[-1] + 1 if old else 0)
         # no waiting for the disk: after a power cut the checksums tell a torn one
         artifacts.save(place, "checkpoint", tensors, about, durable=False)
+        # while any member's new one is not there, all may need the old
+        total(0)
         for number in old:
             _remove(self.folder / str(number))
 

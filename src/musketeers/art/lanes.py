@@ -6,10 +6,12 @@ from functools import partial, reduce
 import numpy as np
 import torch
 
+from musketeers import modules
 from musketeers.art import network
 from musketeers.art.inputs import Batch, Inputs, Lesson
 from musketeers.art.model import AttentionTransfer
 from musketeers.art.network import Weights
+from musketeers.group import total
 from musketeers.pretrain.lanes import ItemLanes
 
 
@@ -31,8 +33,9 @@ class Lanes:
             losses, slopes = zip(*self._items.run(costs, job), strict=True)
             for weight, *parts in zip(self._model.parameters(), *slopes, strict=True):
                 weight.grad = torch.from_numpy(reduce(np.add, parts))
+            modules.add_slopes(self._model)
             yield sum(losses)
-            waiting += int(costs.sum())
+            waiting += int(total(costs.sum()))
             if waiting >= self._items.block:
                 self._items.merge()
                 waiting = 0

@@ -19,6 +19,7 @@ from musketeers.data.domains import Split
 from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import group, in_steps, mean_of, own, total
 from musketeers.parallel import available_threads
 from musketeers.pretrain.lanes import ItemLanes, lanes_for
 from musketeers.pretrain.mf import Pretrained
@@ -160,7 +161,7 @@ class _Transfer:
         self.lanes = ItemLanes(alone.factors.items, alone.item_squares, n_lanes=n_lanes)
         lesson = Lesson(
             split.train,
-            alone.factors.users[self._trained].mean(0),
+            mean_of(alone.factors.users[self._trained]),
             alone.learning_rate,
             alone.regularization,
             config.pretrain.candidates,
@@ -172,14 +173,14 @@ class _Transfer:
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
-        stream = self._seed.child("epoch", str(number))
+        stream = own(self._seed).child("epoch", str(number))
         key = np.uint64(stream.child("negatives").integer())
         loss: float | Tensor = 0.0
         for one in self._computer.learn(self._batches(stream), key):
             self._optimizer.step()
             loss = loss + one
         # asked for once an epoch: each time a GPU is waited for
-        return float(loss) / max(len(self._train), 1)
+        return total(float(loss)) / max(total(len(self._train)), 1)
 
     def validate(self) -> float:
         """See `Trainable.validate`."""
@@ -201,7 +202,9 @@ class _Transfer:
         sums = np.zeros(len(inputs.sources), np.float32)
         for block in blocks(rows):
             sums += inputs.attention(self.model.weights(), block).sum(0)
-        return dict(zip(inputs.sources, (sums / max(len(rows), 1)).tolist(), strict=True))
+        group().add(sums)
+        means = sums / max(int(total(len(rows))), 1)
+        return dict(zip(inputs.sources, means.tolist(), strict=True))
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
@@ -218,8 +221,7 @@ class _Transfer:
         order = stream.numpy().permutation(self._trained)
         dropout = stream.child("dropout").numpy()
         how, told = self._config, self._inputs.everybody
-        for start in range(0, len(order), how.batch_size):
-            users = order[start : start + how.batch_size]
+        for users in in_steps(order, how.batch_size):
             known = told.known[users][:, told.sources]
             # whoever is known nowhere else keeps the own vector: nothing could stand in for it
             seen = (dropout.random(len(users)) >= how.target_dropout) | ~known.any(1)

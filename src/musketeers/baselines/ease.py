@@ -122,21 +122,33 @@ def item_regression(
         )
     if by_user:
         known = csr_array(inputs[np.flatnonzero(np.diff(inputs.indptr))])
-        between_users = inverse_of_products(csr_array(known.T), regularization)
+        between_users = inverse_of(products(csr_array(known.T)), regularization)
         return Linear.of(inputs, _weights_by_user(between_users, known, n_items))
-    between_inputs = inverse_of_products(inputs, regularization)
+    between_inputs = inverse_of(products(inputs), regularization)
     return Linear.of(inputs, _weights(between_inputs, n_items))
 
 
-def inverse_of_products(
-    inputs: csr_array, regularization: float
-) -> Float64[np.ndarray, "input input"]:
-    r"""$(X^\top X + \lambda I)^{-1}$, symmetric to the bit.
+def products(inputs: csr_array) -> Float64[np.ndarray, "input input"]:
+    r"""$X^\top X$, summed in the order of the users; 8 bytes for each pair of inputs."""
+    n_inputs = shape(inputs)[1]
+    summed = np.zeros((n_inputs, n_inputs))
+    by_input = inputs.T.tocsr()
+    _add_products(
+        (by_input.indptr, by_input.indices, by_input.data),
+        (inputs.indptr, inputs.indices, inputs.data),
+        summed,
+    )
+    return summed
 
-    Memory: 8 bytes for each pair of inputs.  Raises `ConfigError` where rounding swallows λ and
-    nothing can be inverted.
+
+def inverse_of(
+    products: Float64[np.ndarray, "input input"], regularization: float
+) -> Float64[np.ndarray, "input input"]:
+    r"""$(X^\top X + \lambda I)^{-1}$ in the memory of the `products`, symmetric to the bit.
+
+    Raises `ConfigError` where rounding swallows λ and nothing can be inverted.
     """
-    inverse = _inverse(_products(inputs), regularization)
+    inverse = _inverse(products, regularization)
     for row in range(len(inverse)):
         inverse[row, row + 1 :] = inverse[row + 1 :, row]
     return inverse
@@ -145,19 +157,6 @@ def inverse_of_products(
 def _check(regularization: float) -> None:
     if not 0 < regularization < np.inf:
         raise ConfigError(f"regularization is {regularization}; it must be above 0 and finite")
-
-
-def _products(inputs: csr_array) -> Float64[np.ndarray, "input input"]:
-    """X'X, summed in the order of the users."""
-    n_inputs = shape(inputs)[1]
-    products = np.zeros((n_inputs, n_inputs))
-    by_input = inputs.T.tocsr()
-    _add_products(
-        (by_input.indptr, by_input.indices, by_input.data),
-        (inputs.indptr, inputs.indices, inputs.data),
-        products,
-    )
-    return products
 
 
 def _inverse(

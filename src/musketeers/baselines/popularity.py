@@ -4,12 +4,18 @@ import numpy as np
 from jaxtyping import Int64
 
 from musketeers.data.interactions import Interactions
+from musketeers.group import group
 from musketeers.ranking import Factors
 
 
 def popularity(train: Interactions) -> Factors:
-    """The same ranking for everyone: an item's score is its number of training users."""
-    return ranked_by(train.item_counts(), n_users=train.n_users)
+    """The same ranking for everyone: an item's score is its number of training users.
+
+    Of all members' users (`group`).
+    """
+    counts = train.item_counts()
+    group().add(counts)
+    return ranked_by(counts, n_users=train.n_users)
 
 
 def ranked_by(counts: Int64[np.ndarray, " item"], *, n_users: int) -> Factors:

@@ -7,11 +7,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
+from musketeers import modules
 from musketeers.cat import network
 from musketeers.cat.model import ContrastiveAutoencoder
 from musketeers.cat.network import Layers, Room, Weights
 from musketeers.config import CatConfig
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import Alone, group, in_steps, of_all, total
 from musketeers.parallel import each
 from musketeers.pretrain.lanes import even_parts
 
@@ -37,6 +39,7 @@ class Lanes:
         # coordinates of about unit variance, which the initial weights are made for
         self._scale = np.float32(np.sqrt(shared.values.shape[2]))
         self._rooms: dict[tuple[int, int, int], tuple[Room, Weights]] = {}
+        self._together = group() if config.contrast_users == "gathered" else Alone()
 
     def learn(
         self, rows: Int[np.ndarray, " user"], visible: Bool[np.ndarray, "user domain"]
@@ -72,9 +75,11 @@ class Lanes:
         *,
         learns: bool,
     ) -> Iterator[float]:
-        for start in range(0, len(rows), self._config.batch_size):
-            batch = slice(start, start + self._config.batch_size)
-            yield len(rows[batch]) * self._step(rows[batch], visible[batch], learns=learns)
+        start = 0
+        for batch in in_steps(rows, self._config.batch_size):
+            shown = visible[start : start + len(batch)]
+            yield int(total(len(batch))) * self._step(batch, shown, learns=learns)
+            start += len(batch)
 
     def _step(
         self,
@@ -83,12 +88,15 @@ class Lanes:
         *,
         learns: bool,
     ) -> float:
-        """The loss of a batch; if it `learns`, the model's parameters have its slopes then."""
+        """The loss of a batch, or a member's part of it.
+
+        If it `learns`, the model's parameters have the whole batch's slopes then.
+        """
         weights, contrasts = self._model.weights(), self._config.loss == "full"
         whole = self._known[rows]
         shown = np.stack([whole, visible] if contrasts else [whole])
         each_costs = np.ones(len(rows), np.int64)
-        shares = even_parts(each_costs, min(self._n_threads, len(rows)))
+        shares = even_parts(each_costs, max(1, min(self._n_threads, len(rows))))
         rooms = [
             self._room(lane, share.stop - share.start, len(shown))
             for lane, share in enumerate(shares)
@@ -107,7 +115,7 @@ class Lanes:
             units = [np.split(room.units, 2) for room, _ in rooms]
             loss, to_units = self._contrast(shares, units, changed, learns=learns)
         weight = (1 - self._config.contrast_weight) / 2 if contrasts else 1.0
-        weight /= max(int(whole.sum()), 1)
+        weight /= max(int(total(whole.sum())), 1)
 
         def rebuild(lane: int) -> float:
             room, slopes = rooms[lane]
@@ -119,6 +127,7 @@ class Lanes:
         loss += sum(self._each(rebuild, len(shares)))
         if learns:
             self._model.set_slopes([slopes for _, slopes in rooms])
+            modules.add_slopes(self._model)
         return loss
 
     def _contrast(
@@ -130,12 +139,16 @@ class Lanes:
         learns: bool,
     ) -> tuple[float, list[np.ndarray]]:
         """The weighted contrast, and its slopes by the units of each lane, if it `learns`."""
-        temperature = self._config.temperature
-        weight = self._config.contrast_weight / max(int(changed.sum()), 1)
+        temperature, together = self._config.temperature, self._together
+        weight = self._config.contrast_weight / max(int(total(changed.sum())), 1)
         whole, parts = (np.concatenate(view) for view in zip(*units, strict=True))
+        first = sum(map(len, together.gathered(whole)[: together.place]))
+        mine = slice(first, first + len(whole))
+        # of everybody whom the own users are told apart from
+        whole, parts, changed = (of_all(rows, together) for rows in (whole, parts, changed))
 
         def summed(lane: int) -> tuple[np.ndarray, np.ndarray, float]:
-            own = shares[lane]
+            own = _moved(shares[lane], first)
             sums = network.log_sums(whole[own], parts, temperature)
             part_sums = network.log_sums(parts[own], whole, temperature)
             loss = network.contrast(
@@ -147,16 +160,18 @@ class Lanes:
         loss = weight * sum(losses)
         if not learns:
             return loss, []
-        sums, part_sums = np.concatenate(sums), np.concatenate(part_sums)
+        sums, part_sums = (of_all(np.concatenate(rows), together) for rows in (sums, part_sums))
 
         def slopes(lane: int) -> tuple[np.ndarray, np.ndarray]:
-            own = shares[lane]
+            own = _moved(shares[lane], first)
             return network.contrast_slopes(
                 own.start, whole[own], parts, sums, part_sums, changed, temperature, weight
             )
 
         to_whole, to_parts = zip(*self._each(slopes, len(shares)), strict=True)
         to_part = reduce(np.add, to_parts)
+        together.add(to_part)
+        to_part = to_part[mine]
         return loss, [
             np.concatenate([own, to_part[share]])
             for own, share in zip(to_whole, shares, strict=True)
@@ -181,6 +196,10 @@ class Lanes:
 
         each(run, n, n_threads=self._n_threads)
         return [found[number] for number in range(n)]
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _like(layers: Layers) -> Layers:

@@ -16,6 +16,7 @@ from musketeers.cat.on_gpu import OnGpu
 from musketeers.config import CatConfig
 from musketeers.device import gpu
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import mean_of, own, total
 from musketeers.parallel import available_threads
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
@@ -81,7 +82,7 @@ def align(
         on_epoch=job.on_epoch,
     )
     users = training.encode()
-    length = float(np.linalg.norm(users, axis=1).mean()) or 1.0
+    length = float(mean_of(np.linalg.norm(users, axis=1))) or 1.0
     users /= np.float32(length)
     return Aligned(users, length, modules.weights_of(training.model), history)
 
@@ -122,7 +123,7 @@ class _Alignment:
             self.model.parameters(), lr=config.learning_rate, weight_decay=0, fused=True
         )
         somewhere = np.flatnonzero(shared.known.any(axis=1))
-        order = seed.child("held out").numpy().permutation(somewhere)
+        order = own(seed).child("held out").numpy().permutation(somewhere)
         n_held_out = max(1, round(config.held_out * len(order)))
         self._held_out = order[:n_held_out]
         # with so few users that none is left, train on all of them
@@ -130,19 +131,20 @@ class _Alignment:
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
-        stream = self._seed.child("epoch", str(number))
+        stream = own(self._seed).child("epoch", str(number))
         order = stream.numpy().permutation(self._rows)
         loss: float | Tensor = 0.0
         for one in self._computer.learn(order, self._visible(order, stream.child("masks"))):
             self._optimizer.step()
             loss = loss + one
         # asked for once an epoch: each time a GPU is waited for
-        return float(loss) / len(order)
+        return total(float(loss)) / total(len(order))
 
     def validate(self) -> float:
         """Minus the loss on held-out users, under masks that are the same every time."""
-        visible = self._visible(self._held_out, self._seed.child("valid"))
-        return -float(sum(self._computer.losses(self._held_out, visible))) / len(self._held_out)
+        visible = self._visible(self._held_out, own(self._seed).child("valid"))
+        losses = self._computer.losses(self._held_out, visible)
+        return -total(float(sum(losses))) / total(len(self._held_out))
 
     def encode(self) -> Float32[np.ndarray, "user dim"]:
         """See `Computer.encode`."""

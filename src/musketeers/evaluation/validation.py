@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int64
 from musketeers.data.domains import Split
 from musketeers.errors import DataError
 from musketeers.evaluation.evaluate import validation_ndcg
+from musketeers.group import of_all, own, total
 from musketeers.protocols import Scorer
 from musketeers.seeding import Seed
 
@@ -28,16 +29,18 @@ class Validation:
     def of(cls, split: Split, seed: Seed, *, n_threads: int) -> "Validation":
         """At most `MOST_USERS` users with both training and validation items.
 
-        Raises `DataError` if there is none.
+        Of several members each looks at its share.  Raises `DataError` if there is none.
         """
         users = np.flatnonzero(split.train.known_users() & split.valid.known_users())
-        if not len(users):
+        n_users = int(total(len(users)))
+        if not n_users:
             raise DataError(
                 "no user has both a training and a validation item, so nothing can tell when to "
                 "stop; raise split.valid, or keep only users with more items (data.min_user)"
             )
-        if len(users) > MOST_USERS:
-            users = np.sort(seed.numpy().choice(users, MOST_USERS, replace=False))
+        if n_users > MOST_USERS:
+            n = MOST_USERS * len(users) // n_users
+            users = np.sort(own(seed).numpy().choice(users, n, replace=False))
         return cls(split, users, n_threads)
 
     def ndcg(self, scorer: Scorer) -> float:
@@ -54,7 +57,14 @@ class Validation:
         return float(gains.mean()) > float(gains.std()) / math.sqrt(len(gains))
 
     def by_user(self, scorer: Scorer) -> Float64[np.ndarray, " counted"]:
-        """NDCG@10 of each user, in 0..1, the users in the same order for every scorer."""
-        return validation_ndcg(
-            scorer, self.split.valid, self.split.train, users=self.users, n_threads=self.n_threads
-        )
+        """NDCG@10 of each user, in 0..1, the users in the same order for every scorer.
+
+        Of all members' users, one member's after the other's.
+        """
+        values = np.empty(0)
+        if len(self.users):
+            values = validation_ndcg(
+                scorer, self.split.valid, self.split.train,
+                users=self.users, n_threads=self.n_threads,
+            )  # fmt: skip
+        return of_all(values)

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array, hstack
 
 from musketeers.baselines.linear import Linear, history
 from musketeers.data.interactions import Interactions
+from musketeers.group import mean_of
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 
@@ -60,5 +61,5 @@ def equal_weight(first: Scorer, second: Scorer, users: Int64[np.ndarray, " user"
     The mean over the users of each one's standard deviation counts; 0 if the second tells no items
     apart.
     """
-    here, there = (float(scorer.score(users).std(axis=1).mean()) for scorer in (first, second))
+    here, there = (float(mean_of(scorer.score(users).std(axis=1))) for scorer in (first, second))
     return here / there if there else 0.0

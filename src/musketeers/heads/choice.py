@@ -12,6 +12,7 @@ from musketeers.baselines.linear import Linear
 from musketeers.config import ChoiceConfig
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import of_all
 from musketeers.heads.candidates import LEVEL, Candidate, Candidates
 from musketeers.heads.cold import choose_cold
 from musketeers.heads.gate import Gated, Groups, groups
@@ -172,7 +173,7 @@ def _by_group(
     found: list[GroupVerdict] = []
     before, after = own.values[own.best.name], told.values[told.best.name]
     for place, name in enumerate(grouped.names):
-        among = grouped.of[validation.users] == place
+        among = of_all(grouped.of[validation.users]) == place
         mean = float(before[among].mean())
         gain = float(after[among].mean()) / mean - 1 if mean else math.nan
         p = told.p_over(before, seed.child("group", name), among=among)

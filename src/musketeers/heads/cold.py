@@ -13,6 +13,7 @@ from musketeers.baselines.popularity import popularity
 from musketeers.data.interactions import Interactions
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import everywhere, group, total
 from musketeers.heads.candidates import LEVEL, Candidate, Candidates
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
@@ -50,12 +51,12 @@ def choose_cold(
     """
     told, train = shared.without(target), validation.split.train
     users = validation.users[told.known[validation.users].any(axis=1)]
-    if not len(users):
+    if not total(len(users)):
         return None
     looked_at = replace(validation, users=users)
     found = Candidates(looked_at)
     found.enter("cat_art", "cat_art", hidden)
-    if bytes_needed(train, told) <= max_bytes:
+    if everywhere(bytes_needed(train, told) <= max_bytes):
         at = cold_linear(train, told)
         for strength in _REGULARIZATIONS:
             found.enter("linear", f"linear({strength:g})", at(strength))
@@ -83,10 +84,10 @@ def cold_linear(train: Interactions, told: UserEmbeddings) -> Callable[[float], 
     both = train.known_users() & told.known.any(axis=1)
     users = inputs(told)
     of_both = users[both].astype(np.float64)
-    products = of_both.T @ of_both
+    products, targets = of_both.T @ of_both, (history(train)[both].T @ of_both).T
+    group().add(products, targets)
     # where nobody is in both, all is 0
     products[-1, -1] = max(products[-1, -1], 1)
-    targets = (history(train)[both].T @ of_both).T
 
     def at(regularization: float) -> Factors:
         held = np.full(len(products), regularization)

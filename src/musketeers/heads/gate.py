@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float32, Float64, Int, Int64
 from musketeers.baselines.linear import Linear
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import of_all
 from musketeers.ranking import Factors
 
 Model = Linear | Factors
@@ -84,10 +85,11 @@ def groups(by: By, validation: Validation, shared: UserEmbeddings) -> Groups:
         return Groups(("all",), np.zeros(len(shared.known), np.int64))
     if by == "activity":
         counts, what = validation.split.train.counts(), "pairs"
-        starts = np.quantile(counts[validation.users], (0, 1 / 3, 2 / 3), method="higher")
+        of_users = of_all(counts[validation.users])
+        starts = np.quantile(of_users, (0, 1 / 3, 2 / 3), method="higher")
     else:
         counts, what = shared.known.sum(axis=1), "known domains"
-        starts = counts[validation.users]
+        starts = of_all(counts[validation.users])
     starts = np.unique(starts)
     ranges = [(first, then - 1) for first, then in pairwise(starts.tolist())]
     names = [f"{one}" if one == last else f"{one}..{last}" for one, last in ranges]

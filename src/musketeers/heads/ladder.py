@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from musketeers.baselines.linear import Linear
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import everywhere, group
 from musketeers.heads.ials import IalsHeadSettings, ials_solved
 from musketeers.heads.ials import bytes_needed as ials_bytes
 from musketeers.heads.ials import work as ials_work
@@ -60,11 +61,12 @@ def ladder(
     train, n_threads = validation.split.train, validation.n_threads
     size, width = (train.n_users, train.n_items), n_domains * dim
     n = MOST_WORK // train.n_items**3
-    if n and linear_bytes(*size, width - dim, n_models=_MODELS) <= max_bytes:
+    if n and everywhere(linear_bytes(*size, width - dim, n_models=_MODELS) <= max_bytes):
         at = partial(_linear_at, target, validation)
         return Ladder("ease", "linear", at, 100.0, 1.0, 10_000.0, n)
     n = MOST_WORK // ials_work(train, width, n_weights=len(SOURCE_WEIGHTS) + 1)
-    if n and ials_bytes(*size, width, n_models=_MODELS) <= max_bytes:
+    # its items are solved from all users at once
+    if group().size == 1 and n and ials_bytes(*size, width, n_models=_MODELS) <= max_bytes:
         solved = ials_solved(target, train, n_threads=n_threads)
         return Ladder("smf_ials", "ials_head", partial(_ials_at, solved), 0.03, 1e-3, 1.0, n)
     return None

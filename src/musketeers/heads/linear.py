@@ -8,11 +8,12 @@ from jaxtyping import Float32, Float64
 from scipy.linalg import solve
 from scipy.sparse import csr_array, hstack
 
-from musketeers.baselines.ease import MAX_BYTES, inverse_of_products
+from musketeers.baselines.ease import MAX_BYTES, inverse_of, products
 from musketeers.baselines.linear import Linear, history
 from musketeers.data.interactions import Interactions
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
+from musketeers.group import group
 
 _BLOCK = 256
 """Rows of weights that are made at once."""
@@ -82,14 +83,17 @@ def linear_solved(
     $-w S^{-1} Y^\top$ from embeddings to items (inversion by blocks).
     """
     own = history(train)
-    inverse = inverse_of_products(own, regularization)
+    summed = products(own)
+    group().add(summed)
+    inverse = inverse_of(summed, regularization)
 
     def of(told: UserEmbeddings) -> Callable[[float], Linear]:
         columns = told.values.reshape(train.n_users, -1)
         wide = columns.astype(np.float64)
-        across = own.T @ wide
+        across, among = own.T @ wide, wide.T @ wide
+        group().add(across, among)
         explained = inverse @ across
-        left = wide.T @ wide - across.T @ explained
+        left = among - across.T @ explained
 
         def at(weight: float) -> Linear:
             shrunk = weight**2 * left + regularization * np.eye(columns.shape[1])

@@ -2,7 +2,7 @@
 
 Threads that write one table at the same time (Hogwild) never give the same result twice.  Here
 each thread, a lane, has its own users and its own copy of the table for a while; then the lanes'
-changes are added in a fixed order.
+changes are added in a fixed order.  Where a run has several members (`group`), so it is with them.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from musketeers.device import gpu
+from musketeers.group import group
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
@@ -29,7 +30,7 @@ Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], Result]
 class ItemLanes:
     """Copies of item vectors and their Adagrad sums, and one private copy of both per lane.
 
-    With one lane there is no private copy and no merge.
+    With one lane there is no private copy and no merge but with other members.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class ItemLanes:
         self.items, self.squares = on_cache_lines(*items.shape, dtype=np.float32), squares.copy()
         self._items = on_cache_lines(copies, *items.shape, dtype=np.float32)
         self._squares = np.empty((copies, len(items)), np.float32)
+        together = group().size > 1
+        self._merged = (np.empty_like(self.items), squares.copy()) if together else None
         self.restore(items, squares)
         self._touched = np.zeros((n_lanes, len(items)), np.bool_)
 
@@ -53,8 +56,9 @@ class ItemLanes:
 
     @property
     def block(self) -> int:
-        """Interactions that all lanes together should work through between two merges."""
-        return self.n_lanes * max(BLOCK, BLOCK_PER_ITEM * len(self.items))
+        """Interactions that all lanes of all members should work through between two merges."""
+        n_lanes = group().size * self.n_lanes
+        return n_lanes * max(BLOCK, BLOCK_PER_ITEM * len(self.items))
 
     def run(self, costs: Int64[np.ndarray, " user"], job: Job[Result]) -> list[Result]:
         """Give every lane its part of some users; what the lanes found, in their order.
@@ -78,6 +82,8 @@ class ItemLanes:
         """Bring the changes of all lanes into `items` and `squares`, and give them to all lanes."""
         if self.n_lanes > 1:
             each(self._merge, self.n_lanes, n_threads=self.n_lanes)
+        if self._merged:
+            self._merge_members(*self._merged)
 
     def restore(
         self, items: Float32[np.ndarray, "item dim"], squares: Float32[np.ndarray, " item"]
@@ -85,12 +91,24 @@ class ItemLanes:
         """Take over saved values."""
         self.items[:], self.squares[:] = items, squares
         self._items[:], self._squares[:] = items, squares
+        if self._merged:
+            for merged, now in zip(self._merged, (items, squares), strict=True):
+                merged[:] = now
 
     def _merge(self, number: int) -> None:
         start, stop = (len(self.items) * n // self.n_lanes for n in (number, number + 1))
         kernels.merge_rows(
             start, stop, self.items, self.squares, self._items, self._squares, self._touched
         )
+
+    def _merge_members(self, items: np.ndarray, squares: np.ndarray) -> None:
+        """Add what every member changed since the last merge, whose result these are."""
+        changes = self.items - items, self.squares - squares
+        group().add(*changes)
+        items += changes[0]
+        squares += changes[1]
+        self.items[:], self.squares[:] = items, squares
+        self._items[:], self._squares[:] = items, squares
 
 
 def lanes_for(n_threads: int) -> int:

@@ -10,6 +10,7 @@ from musketeers.config import PretrainConfig
 from musketeers.data.domains import Split
 from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
+from musketeers.group import mean_of
 from musketeers.pretrain import kernels
 from musketeers.pretrain.lanes import lanes_for
 from musketeers.pretrain.search import search
@@ -36,7 +37,7 @@ class Pretrained:
     def placed(self, rows: Int64[np.ndarray, " user"], *, n_users: int) -> "Pretrained":
         """Its users at these ascending `rows` of `n_users`; all others get the mean user."""
         learned = self.factors.users
-        users = np.tile(learned.mean(axis=0), (n_users, 1))
+        users = np.tile(mean_of(learned), (n_users, 1))
         users[rows] = learned
         return replace(self, factors=Factors(users, self.factors.items))
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from musketeers.data.interactions import Interactions
+from musketeers.group import first_tells, own, total
 from musketeers.memory import on_cache_lines
 from musketeers.pretrain.lanes import ItemLanes, even_parts
 from musketeers.seeding import Seed
@@ -49,14 +50,14 @@ class Tables:
     """Vectors of all users, and of the items of each catalogue in lanes, with Adagrad's sums.
 
     All catalogues must have the same users.  Vectors start as normal noise of expected length
-    near `length`.
+    near `length`.  Users are those of one member (`group`), items all members'.
     """
 
     def __init__(
         self, catalogues: Sequence[Catalogue], seed: Seed, *, dim: int, length: float, n_lanes: int
     ) -> None:
         self.catalogues = catalogues
-        rng = seed.child("init").numpy()
+        rng = own(seed).child("init").numpy()
         scale = np.float32(length / np.sqrt(dim))
 
         def start(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +67,12 @@ class Tables:
             return table, np.full(n_rows, SQUARES_AT_START, np.float32)
 
         self.users, self.user_squares = start(catalogues[0].train.n_users)
-        self.lanes = [ItemLanes(*start(c.train.n_items), n_lanes=n_lanes) for c in catalogues]
+        tables = [start(c.train.n_items) for c in catalogues]
+        for items, _ in tables:
+            first_tells(items)
+        self.lanes = [ItemLanes(*table, n_lanes=n_lanes) for table in tables]
         self._counts = [c.train.counts() for c in catalogues]
+        self._n_pairs = [int(total(len(c.train))) for c in catalogues]
 
     def epoch(self, number: int, learn: Learn) -> float:
         """Let every user of every catalogue learn once; the mean loss of an interaction."""
@@ -77,7 +82,7 @@ class Tables:
             costs = self._counts[turn.catalogue][turn.users]
             loss += sum(lanes.run(costs, partial(learn, turn)))
             lanes.merge()
-        return loss / max(self.n_pairs, 1)
+        return total(loss) / max(self.n_pairs, 1)
 
     def turns(self, number: int) -> list[Turn]:
         """Whose turn it is in an epoch.
@@ -90,10 +95,10 @@ class Tables:
 
     def _turns(self, place: int, number: int) -> Iterator[Turn]:
         stream = self.catalogues[place].seed.child("epoch", str(number))
-        counts = self._counts[place]
-        order = stream.numpy().permutation(np.flatnonzero(counts))
-        key = np.uint64(stream.child("negatives").integer())
-        n_blocks = max(MERGES, int(counts.sum()) // self.lanes[place].block)
+        counts, users = self._counts[place], own(stream)
+        order = users.numpy().permutation(np.flatnonzero(counts))
+        key = np.uint64(users.child("negatives").integer())
+        n_blocks = max(MERGES, self._n_pairs[place] // self.lanes[place].block)
         # somewhere in its share of the epoch, so that no catalogue always has the last word
         whens = (np.arange(n_blocks) + stream.child("turns").numpy().random(n_blocks)) / n_blocks
         for block, when in zip(even_parts(counts[order], n_blocks), whens.tolist(), strict=True):
@@ -101,8 +106,8 @@ class Tables:
 
     @property
     def n_pairs(self) -> int:
-        """Interactions of all catalogues."""
-        return sum(len(catalogue.train) for catalogue in self.catalogues)
+        """Interactions of all catalogues and all members."""
+        return sum(self._n_pairs)
 
     def known_users(self) -> Bool[np.ndarray, " user"]:
         """Whether each user has any pair in any catalogue."""
