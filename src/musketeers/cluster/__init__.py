@@ -1,1 +1,1 @@
-"""The same run on many machines, which Ray brings together."""
+"""The same runs on a Ray cluster; ray is imported nowhere else."""
