@@ -18,6 +18,8 @@ from musketeers.seeding import Seed
 
 _BLOCK = 1 << 22
 """Pairs whose draws are held at a time; no part of the result."""
+PURPOSES = ("train", "valid", "test")
+"""What a pair can be for; its code is the place here."""
 _TRAIN, _VALID, _TEST = 0, 1, 2
 _NEW = -1
 """Of a pair that was not there before: no purpose yet."""
