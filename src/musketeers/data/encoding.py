@@ -4,11 +4,11 @@ from typing import no_type_check
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int32, Int64, UInt8, UInt64
 from numba import njit
 
 from musketeers.data.columns import alike, checked_ids, numbers_if_all
-from musketeers.data.vocabulary import Vocabulary
+from musketeers.data.vocabulary import Vocabulary, plain
 from musketeers.splitmix import mix
 
 _FEWEST_SLOTS = 1 << 12
@@ -69,6 +69,15 @@ class Column:
             codes[start:end] = rows[dtype][codes[start:end]]
             start = end
         return vocabulary, codes
+
+
+def text_hashes(ids: pl.Series) -> UInt64[np.ndarray, " id"]:
+    """64 bits of each id as it is written: 7, "7" and b"7" have the same, everywhere and always.
+
+    What lies on disk is sorted by them, so they never change.  Raises `DataError` for types that
+    are no ids.
+    """
+    return _hashed(*_texts(plain(ids))).view(np.uint64)
 
 
 class _Encoder:

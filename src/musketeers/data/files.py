@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from io import BufferedIOBase
-from pathlib import Path
-from typing import cast
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, cast
 
 import polars as pl
 import pyarrow as pa
@@ -39,30 +39,35 @@ def find(source: str, base: Path) -> tuple[Path, ...]:
     ones left out), or a glob.  Raises `DataError` if there is none, or both Parquet and CSV.
     """
     path = base / source
-    with _explained(path):
+    with explained(path):
         if not _exists(path) and any(sign in source for sign in "*?["):
             return _one_format(path, _matches(source, base), "no file matches the pattern")
         if not stat.S_ISDIR(path.stat().st_mode):
             return (path,)
-        files = sorted(p for p in path.iterdir() if _ending(p) and not p.name.startswith("."))
+        files = sorted(p for p in path.iterdir() if ending(p) and not p.name.startswith("."))
     return _one_format(path, files, f"the folder holds no {', '.join(ENDINGS)} file")
 
 
 def identity(path: Path) -> tuple[int, int]:
     """Equal for two names of one file; `DataError` if there is none."""
-    with _explained(path):
+    with explained(path):
         status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def told_rows(path: Path) -> int:
     """How many rows a Parquet file says it has; 0 where that cannot be known before reading."""
-    if _ending(path) != ".parquet" or not path.is_file():
+    if ending(path) != ".parquet" or not path.is_file():
         return 0
     try:
         return arrow_parquet.read_metadata(path).num_rows
     except (OSError, pa.ArrowException):
         return 0  # reading it says what is wrong
+
+
+def ending(path: PurePath) -> str | None:
+    """Which of `ENDINGS` the name has."""
+    return next((e for e in ENDINGS if path.name.lower().endswith(e)), None)
 
 
 def batches(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -71,11 +76,67 @@ def batches(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     Raises `DataError`, with the file's name and what to do, for anything but a whole and
     well-formed file that has the columns; for damage in a row when that row is reached.
     """
-    with _explained(path):
+    with explained(path):
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path}: is no regular file; copy the data into one")
         with path.open("rb") as file:
             yield from _reader(path, file)(path, file, columns)
+
+
+def parquet(
+    origin: object, file: BinaryIO | BufferedIOBase, columns: Sequence[str], **options: Any
+) -> arrow_parquet.ParquetFile:
+    """An opened file that begins and ends as Parquet does and has the columns, each once.
+
+    `options` go to Arrow.  What else is wrong with it is found when it is read.
+    """
+    _check_start(origin, file, ".parquet")
+    file.seek(0, os.SEEK_END)
+    if file.tell() >= len(_PARQUET):
+        file.seek(-len(_PARQUET), os.SEEK_END)
+    if file.read() != _PARQUET:
+        raise DataError(f"{origin}: Parquet file is cut off; copy or write it again")
+    file.seek(0)
+    content = arrow_parquet.ParquetFile(file, page_checksum_verification=True, **options)
+    check_columns(origin, cast("list[str]", content.schema_arrow.names), columns)
+    return content
+
+
+def parquet_batches(
+    content: arrow_parquet.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[pl.DataFrame]:
+    """These columns of an opened file, or of some of its row groups, some rows at a time."""
+    for batch in content.iter_batches(ROWS, columns=list(columns), row_groups=groups):
+        batch.validate(full=True)  # damaged text would stop the process inside polars
+        yield cast("pl.DataFrame", pl.from_arrow(batch)).select(columns)
+
+
+def check_columns(origin: object, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `DataError` unless each wanted column is there once."""
+    for name in wanted:
+        if name not in names:
+            raise missing_column(origin, name, names)
+        if names.count(name) > 1:
+            raise DataError(f"{origin}: two columns are named {name!r}; rename one of them")
+
+
+@contextmanager
+def explained(path: object) -> Generator[None]:
+    """Any failure to read `path` as one `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: gzip file is cut off or damaged ({one_line(error)})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: header is not UTF-8 CSV text ({one_line(error)})") from None
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DataError(f"{path}: {_reason(str(error))}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {_refusal(error)}") from None
+    except ValueError as error:  # a path or pattern that no system accepts
+        raise DataError(f"{str(path)!r}: {one_line(error)}; check data.domains") from None
 
 
 def missing_column(origin: object, name: str, columns: Sequence[str]) -> DataError:
@@ -106,14 +167,10 @@ def _matches(pattern: str, base: Path) -> list[Path]:
     return sorted(path for path in found if not path.is_dir() and not path.name.startswith("."))
 
 
-def _ending(path: Path) -> str | None:
-    return next((e for e in ENDINGS if path.name.lower().endswith(e)), None)
-
-
 def _one_format(path: Path, files: Sequence[Path], otherwise: str) -> tuple[Path, ...]:
     if not files:
         raise DataError(f"{path}: {otherwise}")
-    if len({_ending(file) == ".parquet" for file in files}) > 1:
+    if len({ending(file) == ".parquet" for file in files}) > 1:
         raise DataError(f"{path}: holds Parquet and CSV files; keep one format per domain")
     return tuple(files)
 
@@ -122,20 +179,25 @@ def _reader(
     path: Path, file: BufferedIOBase
 ) -> Callable[[Path, BufferedIOBase, Sequence[str]], Iterator[pl.DataFrame]]:
     """How to read a file of this ending; its first bytes must agree."""
-    ending, start = _ending(path), file.read(4)
-    file.seek(0)
-    if ending is None:
+    end = ending(path)
+    if end is None:
         raise DataError(f"{path}: unknown ending; data files end in {', '.join(ENDINGS)}")
+    _check_start(path, file, end)
+    return _read_parquet if end == ".parquet" else _read_csv
+
+
+def _check_start(origin: object, file: BinaryIO | BufferedIOBase, end: str) -> None:
+    start = file.read(4)
+    file.seek(0)
     if not start:
-        raise DataError(f"{path}: is empty")
+        raise DataError(f"{origin}: is empty")
     actual = _format(start)
-    expected = {".parquet": "Parquet", ".csv.gz": "gzip"}.get(ending)
-    if actual != expected and (ending, actual) != (".csv", "gzip"):
+    expected = {".parquet": "Parquet", ".csv.gz": "gzip"}.get(end)
+    if actual != expected and (end, actual) != (".csv", "gzip"):
         raise DataError(
-            f"{path}: the content is {actual or 'text or unknown'}, the ending says {ending}; "
+            f"{origin}: the content is {actual or 'text or unknown'}, the ending says {end}; "
             "rename or rewrite the file"
         )
-    return _read_parquet if ending == ".parquet" else _read_csv
 
 
 def _format(start: bytes) -> str | None:
@@ -147,18 +209,8 @@ def _format(start: bytes) -> str | None:
 def _read_parquet(
     path: Path, file: BufferedIOBase, columns: Sequence[str]
 ) -> Iterator[pl.DataFrame]:
-    file.seek(0, os.SEEK_END)
-    if file.tell() >= len(_PARQUET):
-        file.seek(-len(_PARQUET), os.SEEK_END)
-    if file.read() != _PARQUET:
-        raise DataError(f"{path}: Parquet file is cut off; copy or write it again")
-    file.seek(0)
-    content = arrow_parquet.ParquetFile(file, page_checksum_verification=True, buffer_size=_BUFFER)
-    names = cast("list[str]", content.schema_arrow.names)
-    _check_columns(path, names, columns)
-    for batch in content.iter_batches(ROWS, columns=list(columns)):
-        batch.validate(full=True)  # damaged text would stop the process inside polars
-        yield cast("pl.DataFrame", pl.from_arrow(batch)).select(columns)
+    content = parquet(path, file, columns, buffer_size=_BUFFER)
+    yield from parquet_batches(content, columns)
     pa.default_memory_pool().release_unused()  # what batches took would stay with the process
 
 
@@ -167,7 +219,7 @@ def _read_csv(path: Path, file: BufferedIOBase, columns: Sequence[str]) -> Itera
     file.seek(0)
     with gzip.open(file) if packed else nullcontext(file) as content:
         names = _header(path, content)
-        _check_columns(path, names, columns)
+        check_columns(path, names, columns)
         if not content.read(1):
             return
         content.seek(0)
@@ -192,33 +244,6 @@ def _header(path: Path, content: BufferedIOBase) -> list[str]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: header names {', '.join(repeated)} twice; rename one of them")
     return names
-
-
-def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            raise missing_column(path, name, names)
-        if names.count(name) > 1:
-            raise DataError(f"{path}: two columns are named {name!r}; rename one of them")
-
-
-@contextmanager
-def _explained(path: Path) -> Generator[None]:
-    """Any failure to read `path` as one `DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: gzip file is cut off or damaged ({one_line(error)})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: header is not UTF-8 CSV text ({one_line(error)})") from None
-    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise DataError(f"{path}: {_reason(str(error))}") from None
-    except OSError as error:
-        raise DataError(f"{path}: {_refusal(error)}") from None
-    except ValueError as error:  # a path or pattern that no system accepts
-        raise DataError(f"{str(path)!r}: {one_line(error)}; check data.domains") from None
 
 
 def _refusal(error: OSError) -> str:

@@ -3,7 +3,7 @@
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from numba import njit
 
 from musketeers.data.interactions import Interactions
@@ -19,21 +19,32 @@ def k_core(
     """
     users, items = np.ones(pairs.n_users, np.bool_), np.ones(pairs.n_items, np.bool_)
     while True:
-        counts = np.zeros(pairs.n_items, np.int64)
-        dropped = _drop_users(pairs.indptr, pairs.items, min_user, users, items, counts)
+        dropped, counts = drop_users(pairs, users, items, min_user=min_user)
         rare = items & (counts < min_item)
         items[rare] = False
         if not dropped and not rare.any():
             return users, items
 
 
+def drop_users(
+    pairs: Interactions,
+    users: Bool[np.ndarray, " user"],
+    items: Bool[np.ndarray, " item"],
+    *,
+    min_user: int,
+) -> tuple[bool, Int64[np.ndarray, " item"]]:
+    """Unmark the marked users with too few of the marked items, and count each item's other users.
+
+    Gives whether any user was unmarked, and the counts.
+    """
+    counts = np.zeros(pairs.n_items, np.int64)
+    dropped = _drop_users(pairs.indptr, pairs.items, min_user, users, items, counts)
+    return bool(dropped), counts
+
+
 @njit(nogil=True, cache=True)
 @no_type_check
 def _drop_users(indptr, row_items, min_user, users, items, counts):
-    """Drop users with too few of the `items` that are left, and count each item's other users.
-
-    Gives whether any was dropped.
-    """
     dropped = False
     for user in range(len(users)):
         if users[user]:

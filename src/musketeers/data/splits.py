@@ -1,6 +1,6 @@
 """Which interactions are held out: at random, each user's latest, or all after one moment."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import no_type_check
 
@@ -18,9 +18,13 @@ from musketeers.seeding import Seed
 
 _BLOCK = 1 << 22
 """Pairs whose draws are held at a time; no part of the result."""
+PURPOSES = ("train", "valid", "test")
+"""What a pair can be for; its code is the place here."""
 _TRAIN, _VALID, _TEST = 0, 1, 2
 _NEW = -1
 """Of a pair that was not there before: no purpose yet."""
+_Keyed = tuple[slice, Int64[np.ndarray, " pair"] | Float64[np.ndarray, " pair"]]
+"""Some users, and what their pairs are ordered by."""
 _ROUNDING = 1e-9
 """Taken off before rounding up, because 0.1 * 30 is a little more than 3 in binary arithmetic."""
 _PER_USER = "a user needs three pairs or more; raise data.min_user or hold out less"
@@ -57,9 +61,9 @@ def split(
     else:
         purposes: dict[str, Int8[np.ndarray, " pair"]] = {}
         for name, domain in domains.domains.items():
-            new = np.full(len(domain.pairs), _NEW, np.int8)
+            new, keys = np.full(len(domain.pairs), _NEW, np.int8), _keys(name, domain, config, seed)
             with told("split", name) as on_rows:
-                purposes[name] = _by_rank(name, domain, new, config, seed, on_rows)
+                purposes[name] = _by_rank(domain.pairs, new, config, keys, on_rows)
     cold = _cold(domains, config.cold, seed)
     return {
         name: _apart(name, domain.pairs, purposes[name], cold[name], config)
@@ -99,8 +103,64 @@ def split_again(
     draws = seed.child("cold", name).numpy().random(pairs.n_users)
     with_history = _counts(pairs, kept != _NEW) > 0
     cold |= eligible & ~with_history & (draws < config.cold)
-    purpose = _by_rank(name, domain, kept, config, seed, lambda _: None)
+    purpose = _by_rank(pairs, kept, config, _keys(name, domain, config, seed), lambda _: None)
     return _apart(name, pairs, purpose, cold, config)
+
+
+def by_rank(
+    pairs: Interactions,
+    keys: Int64[np.ndarray, " pair"] | Float64[np.ndarray, " pair"],
+    config: SplitConfig,
+) -> Int8[np.ndarray, " pair"]:
+    """What the pairs of some users are for: of each user those with the largest keys are held out.
+
+    With the keys that `split` orders pairs by (times, or draws) this is what `split` finds.
+    """
+    everybody = [(slice(0, pairs.n_users), keys)]
+    new = np.full(len(pairs), _NEW, np.int8)
+    return _by_rank(pairs, new, config, everybody, lambda _: None)
+
+
+def by_moment(
+    times: Int64[np.ndarray, " pair"], cuts: Sequence[tuple[int, int]]
+) -> Int8[np.ndarray, " pair"]:
+    """What pairs of these times are for, with the `cuts` of all domains."""
+    purposes = np.full(len(times), _TRAIN, np.int8)
+    for purpose, moment in cuts:
+        purposes[times >= moment] = purpose
+    return purposes
+
+
+def cuts(
+    moments: Int64[np.ndarray, " moment"],
+    counts: Int64[np.ndarray, " moment"],
+    config: SplitConfig,
+) -> list[tuple[int, int]]:
+    """Which purpose begins at which moment, earlier ones first.
+
+    `moments` are the different times of all domains, ascending, `counts` how many pairs have each.
+    Raises `DataError` if they are too few.
+    """
+    needed = 1 + (config.valid > 0) + (config.test > 0)
+    if len(moments) < needed:
+        raise DataError(
+            f"all {counts.sum()} interactions have {len(moments)} different times; a time split "
+            f"needs {needed}; take finer times or split.method 'random'"
+        )
+    places = zip((_VALID, _TEST), _cuts(counts, config), strict=True)
+    return [(purpose, int(moments[place])) for purpose, place in places if place < len(moments)]
+
+
+def refuse_empty(
+    name: str, n_of: Sequence[int], config: SplitConfig, *, n_pairs: int, cold: bool = False
+) -> None:
+    """Raise `DataError` if a purpose that has a share has no pair; `n_of` counts each one's."""
+    for part, share, n in zip(PURPOSES, (1.0, config.valid, config.test), n_of, strict=True):
+        if share > 0 and not n:
+            raise DataError(
+                f"domain {name}: the {config.method} split leaves no {part} pair among "
+                f"{n_pairs}; {_COLD if cold else _REMEDIES[config.method]}"
+            )
 
 
 def _kept(
@@ -140,18 +200,17 @@ def _times(name: str, domain: Domain) -> Int64[np.ndarray, " pair"]:
 
 
 def _by_rank(
-    name: str,
-    domain: Domain,
+    pairs: Interactions,
     kept: Int8[np.ndarray, " pair"],
     config: SplitConfig,
-    seed: Seed,
+    keyed: Iterable[_Keyed],
     on_rows: Callable[[int], object],
 ) -> Int8[np.ndarray, " pair"]:
     """The purpose of each pair: the one that it has, else by its rank among the user's new ones.
 
-    The last ones by time, or by a draw, are held out.
+    The last ones by their keys, which come for some users at a time, are held out.
     """
-    pairs, n = domain.pairs, domain.pairs.counts()
+    n = pairs.counts()
     n_test, n_valid = (
         np.ceil(share * n - _ROUNDING).astype(np.int64) for share in (config.test, config.valid)
     )
@@ -159,7 +218,7 @@ def _by_rank(
     n_test = np.maximum(n_test * some - _counts(pairs, kept == _TEST), 0)
     n_valid = np.maximum(n_valid * some - _counts(pairs, kept == _VALID), 0)
     purpose = kept.copy()
-    for users, keys in _keys(name, domain, config, seed):
+    for users, keys in keyed:
         indptr = pairs.indptr[users.start : users.stop + 1]
         part = purpose[indptr[0] : indptr[-1]]
         csr.on_even_rows(
@@ -169,9 +228,7 @@ def _by_rank(
     return purpose
 
 
-def _keys(
-    name: str, domain: Domain, config: SplitConfig, seed: Seed
-) -> Iterator[tuple[slice, Int64[np.ndarray, " pair"] | Float64[np.ndarray, " pair"]]]:
+def _keys(name: str, domain: Domain, config: SplitConfig, seed: Seed) -> Iterator[_Keyed]:
     """What a user's pairs are ordered by, for some users at a time."""
     indptr, times = domain.pairs.indptr, None
     if config.method == "last":
@@ -191,19 +248,8 @@ def _keys(
 
 def _by_moment(domains: Domains, config: SplitConfig) -> dict[str, Int8[np.ndarray, " pair"]]:
     times = {name: _times(name, domain) for name, domain in domains.domains.items()}
-    moments, counts = _moments(times)
-    needed = 1 + (config.valid > 0) + (config.test > 0)
-    if len(moments) < needed:
-        raise DataError(
-            f"all {counts.sum()} interactions have {len(moments)} different times; a time split "
-            f"needs {needed}; take finer times or split.method 'random'"
-        )
-    purposes = {name: np.full(len(time), _TRAIN, np.int8) for name, time in times.items()}
-    for place, purpose in zip(_cuts(counts, config), (_VALID, _TEST), strict=True):
-        if place < len(moments):
-            for name, time in times.items():
-                purposes[name][time >= moments[place]] = purpose
-    return purposes
+    found = cuts(*_moments(times), config)
+    return {name: by_moment(time, found) for name, time in times.items()}
 
 
 def _moments(
@@ -242,19 +288,13 @@ def _apart(
     cold: Bool[np.ndarray, " user"],
     config: SplitConfig,
 ) -> Split:
-    wanted = {"train": 1.0, "valid": config.valid, "test": config.test}
     # whoever has nothing to be measured on is left where they are
     new = np.repeat(cold & (_counts(pairs, purpose == _TEST) > 0), pairs.counts())
-    parts = {part: pairs.only(~new & (purpose == code)) for code, part in enumerate(wanted)}
-    for part, share in wanted.items():
-        if share > 0 and not len(parts[part]):
-            raise DataError(
-                f"domain {name}: the {config.method} split leaves no {part} pair among "
-                f"{len(pairs)}; {_COLD if new.any() else _REMEDIES[config.method]}"
-            )
+    parts = [pairs.only(~new & (purpose == code)) for code in range(len(PURPOSES))]
+    refuse_empty(name, list(map(len, parts)), config, n_pairs=len(pairs), cold=bool(new.any()))
     history, test = (pairs.only(new & held) for held in (purpose != _TEST, purpose == _TEST))
     apart = ColdUsers(history, test) if len(test) else None
-    return Split(parts["train"], parts["valid"], parts["test"], apart)
+    return Split(parts[_TRAIN], parts[_VALID], parts[_TEST], apart)
 
 
 @njit(nogil=True, cache=True)
