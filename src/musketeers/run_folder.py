@@ -30,7 +30,11 @@ from musketeers.group import of_all, total
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer run folder."""
 
-KINDS = {"run": "musketeers fit", "comparison": "musketeers compare"}
+KINDS = {
+    "run": "musketeers fit",
+    "sharded run": "musketeers fit --shards",
+    "comparison": "musketeers compare",
+}
 """What a folder may hold -> the command that writes it."""
 
 _MANIFEST = "manifest.json"

@@ -27,6 +27,7 @@ from musketeers.device import gpu
 from musketeers.errors import ConfigError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.group import group, total
 from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
 from musketeers.models import registry
@@ -236,6 +237,8 @@ def _make(
         run_files.save(run.path, result)
     report = render(replace(result, manifest=run.manifest()))
     artifacts.write_text(run.path / "report.html", report)
+    # whoever has finished needs no other member (`group`) any more
+    total(0)
     run.finish()
 
 
@@ -547,6 +550,9 @@ def _train(
             alone = smf(data.splits, config, jobs, n_threads=jobs.n_threads, given=data.given)
             stages = Models(alone)
         made = {m: _staged(m, data.splits, stages) for m in measured if m in STAGED}
+        if stages.alone and group().size > 1:
+            # in a unit that is of all members' users, which one's own do not tell
+            stages = replace(stages, shared=stages.told(data.splits))
         if last == "chosen":
             return _choose(stages, made, config, data, jobs)
         return _Fits(stages, made, dict.fromkeys(data.splits, last))

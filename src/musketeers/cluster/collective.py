@@ -1,5 +1,6 @@
 """A `group.Group` whose members are processes that torch.distributed has brought together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,12 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+from musketeers.errors import ClusterError
+
+
+class MembersLostError(ClusterError):
+    """Some of the others are gone, so nothing can be done together any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Collective:
             # many small sums take as many times as long as one; one array is summed in place
             rows = [array.reshape(-1) for array in alike]
             flat = rows[0] if len(rows) == 1 else np.concatenate(rows)
-            dist.all_reduce(torch.from_numpy(flat))
+            _reached(dist.all_reduce, torch.from_numpy(flat))
             parts = np.split(flat, np.cumsum([array.size for array in alike])[:-1])
             for array, part in zip(alike, parts, strict=True):
                 array[...] = part.reshape(array.shape)
@@ -53,5 +60,12 @@ class Collective:
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(found, tensor)
+        _reached(dist.all_gather, found, tensor)
         return found
+
+
+def _reached(operation: Callable[..., object], *arguments: object) -> None:
+    try:
+        operation(*arguments)
+    except RuntimeError as error:
+        raise MembersLostError(f"the others cannot be reached: {error}") from None

@@ -114,6 +114,26 @@ def connected(address: str | None, folder: Path) -> Generator[Cluster]:
             ray.shutdown()
 
 
+def living() -> tuple[Node, ...]:
+    """The nodes of the cluster that is connected which still run jobs; asks each."""
+    at = ray.get_runtime_context().gcs_address
+    return tuple(node for node in _nodes(at) if _lives(node))
+
+
+def _lives(node: Node) -> bool:
+    try:
+        return bool(list(_asked((node,), _life())))
+    except ClusterError:
+        return False
+
+
+def _life() -> Callable[..., dict[str, Any]]:
+    def life() -> dict[str, Any]:
+        return {}
+
+    return life
+
+
 def _connect(address: str) -> None:
     """Ray itself tries for minutes, so another process asks first."""
     if address != "auto":
