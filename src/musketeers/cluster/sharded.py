@@ -147,7 +147,7 @@ def _attempt(errand: Errand, share: float, watch: Watch) -> str | None:
                 max_retries=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     places, placement_group_bundle_index=place
-                )
+                ),
             ).remote(errand, place, watch if place == 0 else Quiet())
             for place in range(errand.n_members)
         ]
@@ -235,16 +235,3 @@ def _mean(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name in names
         },
     }
-
-
-def read_into_shards(config, base, folder, n_shards, *, watch):  # TEMPORARY
-    from musketeers.data import readers
-    from musketeers.data.shards import read_about, write_shards
-    from musketeers.data.splits import split
-    from musketeers.seeding import Seed
-
-    if read_about(folder):
-        return
-    reading = readers.read(config.data, base=base, told=watch.rows)
-    splits = split(reading.domains, config.split, Seed(config.seed))
-    write_shards(reading.domains, splits, reading.sources, folder, n_shards)
