@@ -68,6 +68,19 @@ class Cluster:
         """The same with the nodes that are alive now; those that joined were not looked at."""
         return replace(self, nodes=tuple(_nodes(self.address)))
 
+    def answering(self) -> "Cluster":
+        """The same with the nodes that answer; Ray may not know yet that others are dead.
+
+        Raises `ClusterError` if there is none.
+        """
+        left = tuple(node for node in self.now().nodes if _answers(node))
+        if not left:
+            raise ClusterError(
+                f"no node of the cluster at {self.address} answers; see that it runs, and go on "
+                "with --resume"
+            )
+        return replace(self, nodes=left)
+
     def check(self, job: str, needs: Needs) -> None:
         """Raise `ClusterError` unless some node could meet all the needs if it had nothing else."""
         kinds: tuple[tuple[Callable[[Needs | Node], float], Callable[[float], str], str], ...] = (
@@ -120,24 +133,14 @@ def connected(address: str | None, folder: Path | None) -> Generator[Cluster]:
             ray.shutdown()
 
 
-def living() -> tuple[Node, ...]:
-    """The nodes of the cluster that is connected which still run jobs; asks each."""
-    at = ray.get_runtime_context().gcs_address
-    return tuple(node for node in _nodes(at) if _lives(node))
-
-
-def _lives(node: Node) -> bool:
-    try:
-        return bool(list(_asked((node,), _life())))
-    except ClusterError:
-        return False
-
-
-def _life() -> Callable[..., dict[str, Any]]:
-    def life() -> dict[str, Any]:
+def _answers(node: Node) -> bool:
+    def answer() -> dict[str, Any]:
         return {}
 
-    return life
+    try:
+        return len(list(_asked((node,), answer))) == 1
+    except ClusterError:
+        return False
 
 
 def _connect(address: str) -> None:

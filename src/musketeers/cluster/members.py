@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from musketeers.cluster.collective import Collective
 from musketeers.config import RunConfig
@@ -40,7 +41,7 @@ class Errand:
 def work(errand: Errand, place: int, watch: Watch) -> None:
     """Be the member at that place: fit its shard with the others, into a run folder of its own."""
     host, port = errand.meeting
-    store = dist.TCPStore(host, port, timeout=_PATIENCE)
+    store = TCPStore(host, port, timeout=_PATIENCE)
     dist.init_process_group(
         "gloo", store=store, rank=place, world_size=errand.n_members, timeout=_PATIENCE
     )

@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from musketeers import artifacts
 from musketeers import config as configuration
+from musketeers.cluster.board import open_board
 from musketeers.cluster.collective import MembersLostError
-from musketeers.cluster.connection import Node, connected, living
+from musketeers.cluster.connection import Cluster, Needs, connected
+from musketeers.cluster.distant import Distant, hearing
 from musketeers.cluster.members import Errand, folder_of, work
+from musketeers.cluster.reading import partition
 from musketeers.config import RunConfig
+from musketeers.data.shards import About
 from musketeers.errors import ClusterError, ConfigError, MusketeersError
+from musketeers.models.needs import Size, whole_fit
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import STAGED, Quiet, Watch, models_to_measure
 
@@ -29,6 +34,7 @@ KIND = "sharded run"
 _STARTS = 8
 """How often the members are started at most before a run gives up."""
 
+_POLL = 0.25
 _SECONDS = 60.0
 """That Ray may take to place members, and members to end."""
 
@@ -63,7 +69,7 @@ def fit_sharded(
     check_place(out, resume=resume, kind=KIND)
     watch = watch or Quiet()
     with connected(address, out) as cluster:
-        n_threads = _threads(threads, out if resume else None, cluster.nodes, n_shards)
+        n_threads = _threads(threads, out if resume else None, cluster, n_shards)
         inputs = {"shards": str(n_shards), "models": ",".join(measured)}
         with RunFolder.create(
             out, configuration.dump(config), data=inputs, threads=n_threads, command=command,
@@ -72,10 +78,13 @@ def fit_sharded(
             if run.finished:
                 return
             with run.timed("read"):
-                read_into_shards(config, base, out / "data", n_shards, watch=watch)
+                about = partition(
+                    config, out / "data", n_shards, base=base, told=watch.rows, say=watch.say
+                )
+            memory = _memory(about, config, n_shards, transfers="cat_art" in measured)
             errand = Errand(config, out.resolve(), measured, n_shards, n_threads, ("", 0))
             with run.timed("fit"):
-                _work(errand, cluster.nodes, watch)
+                _work(errand, cluster, memory, watch)
             artifacts.write_text(out / "metrics.json", _metrics(out, n_shards))
             run.finish()
 
@@ -98,71 +107,94 @@ def _checked(config: RunConfig, n_shards: int, only: str | None) -> tuple[str, .
     return models_to_measure(only, n_domains=len(config.data.domains))
 
 
-def _threads(
-    threads: int | None, resumed: Path | None, nodes: Sequence[Node], n_shards: int
-) -> int:
+def _threads(threads: int | None, resumed: Path | None, cluster: Cluster, n_shards: int) -> int:
     """Of each member; by default as the run to be resumed had, or an even share of the cluster."""
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; use 1 or more")
     if threads is None and resumed and (resumed / "manifest.json").exists():
         return int(RunFolder(resumed, KIND).manifest()["threads"])
-    return threads or max(1, floor(sum(node.cpus for node in nodes) / n_shards))
+    return threads or max(1, floor(sum(node.cpus for node in cluster.nodes) / n_shards))
 
 
-def _work(errand: Errand, nodes: Sequence[Node], watch: Watch) -> None:
+def _memory(about: About, config: RunConfig, n_shards: int, *, transfers: bool) -> int:
+    """Bytes that a member takes at least: its share of the largest domain, and all items."""
+    domains = about.domains.values()
+    size = Size(
+        max(one.users for one in domains) // n_shards,
+        tuple(one.items for one in domains),
+        sum(one.pairs for one in domains) // n_shards,
+        config.dim,
+        len(about.domains),
+    )
+    return whole_fit(size, transfers=transfers)
+
+
+def _work(errand: Errand, cluster: Cluster, memory: int, watch: Watch) -> None:
     """Let the members work until all are done, anew after each loss."""
-    share = _share(nodes, errand)
-    if share < errand.n_threads:
+    cluster.check("a member", Needs(errand.n_threads, memory=memory))
+    if (share := _share(cluster, errand, memory)) < errand.n_threads:
         raise ClusterError(
             f"{errand.n_members} members need {errand.n_threads} CPUs each, but the nodes of the "
-            f"cluster have {', '.join(f'{node.cpus:g}' for node in nodes)}; take fewer shards or "
-            "threads, or add nodes"
+            f"cluster have {', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer "
+            "shards or threads, or add nodes"
         )
-    for _ in range(_STARTS):
-        lost = _attempt(errand, share, watch)
-        if lost is None:
-            return
-        nodes = living()
-        share = _share(nodes, errand)
-        watch.say(
-            f"members were lost ({lost}); all go on from the last epoch on {len(nodes)} nodes"
+    lost = 0
+    while (why := _attempt(errand, share, memory, watch)) and (lost := lost + 1) < _STARTS:
+        cluster = cluster.answering()
+        share = _share(cluster, errand, memory)
+        n_nodes = len(cluster.nodes)
+        watch.say(f"members were lost ({why}); all go on from the last epoch on {n_nodes} nodes")
+    if why:
+        raise ClusterError(
+            f"members were lost {lost} times, the last time because {why}; look after the cluster "
+            "and go on with --resume"
         )
-    raise ClusterError(
-        f"members were lost {_STARTS} times, the last time because {lost}; look after the cluster "
-        "and go on with --resume"
-    )
 
 
-def _attempt(errand: Errand, share: float, watch: Watch) -> str | None:
-    """Let all members work; why some were lost, or None if all are done."""
+class _LostError(Exception):
+    """Some members are gone, and the others can do nothing without them."""
+
+
+def _attempt(errand: Errand, share: float, memory: int, watch: Watch) -> str:
+    """Let all members work until all are done; why some were lost, or nothing."""
+    try:
+        _until_done(errand, share, memory, watch)
+    except _LostError as error:
+        return str(error)
+    return ""
+
+
+def _until_done(errand: Errand, share: float, memory: int, watch: Watch) -> None:
     host = ray.util.get_node_ip_address()
     # the driver outlives the members, so they meet there
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     errand = replace(errand, meeting=(host, store.port))
-    with _places(errand.n_members, share) as places:
-        member = ray.remote(work)
+    board, member = open_board(), ray.remote(work)
+    with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
         waiting = [
             member.options(
                 num_cpus=share,
+                memory=memory,
                 max_retries=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     places, placement_group_bundle_index=place
                 ),
-            ).remote(errand, place, watch if place == 0 else Quiet())
+            ).remote(errand, place, Quiet() if place else Distant(board))
             for place in range(errand.n_members)
         ]
         try:
             while waiting:
-                done, waiting = ray.wait(waiting, num_returns=1)
+                done, waiting = ray.wait(waiting, timeout=_POLL)
+                hear()
                 ray.get(done)
         except RayError as error:
-            return _reason(error)
+            raise _LostError(_reason(error)) from None
         finally:
             for task in waiting:
                 ray.cancel(task, force=True)
             # whoever still works may write
-            ray.wait(waiting, num_returns=len(waiting), timeout=_SECONDS)
-    return None
+            if waiting:
+                ray.wait(waiting, num_returns=len(waiting), timeout=_SECONDS)
 
 
 def _reason(error: RayError) -> str:
@@ -182,33 +214,42 @@ def _reason(error: RayError) -> str:
 
 
 @contextmanager
-def _places(n: int, share: float) -> Generator[PlacementGroup]:
+def _places(n: int, share: float, memory: int) -> Generator[PlacementGroup]:
     """A place for each member, on as many nodes as there are."""
-    places = placement_group([{"CPU": share}] * n, strategy="SPREAD")
+    places = placement_group([{"CPU": share, "memory": memory}] * n, strategy="SPREAD")
     try:
         if not places.wait(_SECONDS):
             raise ClusterError(
-                f"Ray finds no place for {n} members of {share:g} CPUs each within {_SECONDS:.0f} "
-                "seconds; see what else runs on the cluster (ray status)"
+                f"Ray finds no place for {n} members of {share:g} CPUs and {memory / 1e9:.1f} GB "
+                f"each within {_SECONDS:.0f} seconds; see what else runs there (ray status)"
             )
         yield places
     finally:
         remove_placement_group(places)
 
 
-def _share(nodes: Sequence[Node], errand: Errand) -> float:
+def _share(cluster: Cluster, errand: Errand, memory: int) -> float:
     """The most CPUs that each member can have, no more than its threads.
 
-    On fewer nodes than before they must do with parts of one: slower, and the same result.
+    On fewer nodes than before they must do with parts of one: slower, and the same result.  Raises
+    `ClusterError` if the nodes' memory is not enough for all.
     """
-    n, wanted = errand.n_members, errand.n_threads
-    parts = {float(wanted)} | {node.cpus / k for node in nodes for k in range(1, n + 1)}
-    for part in sorted((part for part in parts if part <= wanted), reverse=True):
-        # Ray counts ten-thousandths, and above 1 whole ones
-        share = floor(part) if part >= 1 else floor(part * 1e4) / 1e4
-        if sum(floor(node.cpus / share) for node in nodes) >= n:
-            return share
-    raise ClusterError("no node of the cluster is left; add one and go on with --resume")
+    n, nodes = errand.n_members, cluster.nodes
+    if sum(floor(node.memory / memory) for node in nodes) < n:
+        raise ClusterError(
+            f"{n} members need {memory / 1e9:.1f} GB of memory each, but the nodes of the cluster "
+            f"have {', '.join(f'{node.memory / 1e9:.1f}' for node in nodes)}; add nodes, and go on "
+            "with --resume"
+        )
+    parts = {float(errand.n_threads)} | {node.cpus / k for node in nodes for k in range(1, n + 1)}
+    # Ray counts ten-thousandths, and above 1 whole ones
+    shares = (floor(part) if part >= 1 else floor(part * 1e4) / 1e4 for part in parts)
+    return max(
+        share
+        for share in shares
+        if share <= errand.n_threads
+        and sum(floor(min(node.cpus / share, node.memory / memory)) for node in nodes) >= n
+    )
 
 
 def _metrics(out: Path, n_shards: int) -> str:
