@@ -511,8 +511,8 @@ class _Jobs:
     ) -> AbstractContextManager[Callable[[Epoch], None]]:
         """See `Keeper.watched`."""
         trains = [split.train for name, split in self.splits.items() if domain in (name, None)]
-        samples = trains[0].n_users if stage == "cat" else sum(len(train) for train in trains)
-        return self._watch.stage(stage, domain, samples=samples, max_epochs=max_epochs)
+        own = trains[0].n_users if stage == "cat" else sum(len(train) for train in trains)
+        return self._watch.stage(stage, domain, samples=int(total(own)), max_epochs=max_epochs)
 
     def spent(self, stage: str, domain: str, cost: Cost) -> None:
         """See `Keeper.spent`."""
