@@ -28,6 +28,9 @@ except ImportError as error:
 Told = tuple[dict[str, Any], bytes]
 """What a task found: plain numbers and texts, and bytes beside them."""
 
+_RETRIES = 5
+"""Of a task whose worker or node is lost.  Ray Data's own number has no end, and a task may need more
+memory than there is each time."""
 _FAULTS = {fault.__name__: fault for fault in (ArtifactError, DataError, MissingExtraError)}
 _ANSWER = pa.schema([("number", pa.int64()), ("told", pa.string()), ("content", pa.large_binary())])
 
@@ -47,9 +50,11 @@ def settings() -> Generator[None]:
     try:
         yield
     except RayError as error:
+        # the rest is where it was raised
+        reason = one_line(str(error).split("\n\n")[0].splitlines()[-1])
         raise ClusterError(
-            f"the cluster could not read the data ({one_line(error)}); look at its nodes "
-            "(ray status) and run the same again"
+            f"the cluster could not read the data ({reason}); look at its nodes (ray status) and "
+            "run the same again"
         ) from None
     finally:
         context.enable_progress_bars, context.shuffle_strategy = before[:2]
@@ -68,9 +73,18 @@ def tasks(table: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
         yield row["number"], json.loads(row["task"])
 
 
-def on_blocks(users: Dataset, work: Callable[[pa.Table], object]) -> Dataset:
+def on_blocks(parts: Dataset, work: Callable[[pa.Table], object]) -> Dataset:
     """What `work` makes of each block, a table or several."""
-    return users.map_batches(cast(Any, work), batch_size=None, batch_format="pyarrow")
+    return parts.map_batches(
+        cast(Any, work), batch_size=None, batch_format="pyarrow", max_retries=_RETRIES
+    )
+
+
+def on_groups(parts: Dataset, column: str, work: Callable[[pa.Table], pa.Table]) -> Dataset:
+    """What `work` makes of all rows that have the same in `column`."""
+    return parts.groupby(column).map_groups(
+        cast(Any, work), batch_format="pyarrow", max_retries=_RETRIES
+    )
 
 
 def answer(number: int, find: Callable[[], Told]) -> pa.Table:
