@@ -29,7 +29,7 @@ Told = tuple[dict[str, Any], bytes]
 """What a task found: plain numbers and texts, and bytes beside them."""
 
 _RETRIES = 5
-"""Of a task whose worker or node is lost.  Ray Data's own number has no end, and a task may need more
+"""Of a task whose worker or node is lost.  Ray Data has no end of them, and a task may need more
 memory than there is each time."""
 _FAULTS = {fault.__name__: fault for fault in (ArtifactError, DataError, MissingExtraError)}
 _ANSWER = pa.schema([("number", pa.int64()), ("told", pa.string()), ("content", pa.large_binary())])
