@@ -28,9 +28,6 @@ except ImportError as error:
 Told = tuple[dict[str, Any], bytes]
 """What a task found: plain numbers and texts, and bytes beside them."""
 
-_RETRIES = 5
-"""Of a task whose worker or node is lost.  Ray Data has no end of them, and a task may need more
-memory than there is each time."""
 _FAULTS = {fault.__name__: fault for fault in (ArtifactError, DataError, MissingExtraError)}
 _ANSWER = pa.schema([("number", pa.int64()), ("told", pa.string()), ("content", pa.large_binary())])
 
@@ -75,16 +72,12 @@ def tasks(table: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def on_blocks(parts: Dataset, work: Callable[[pa.Table], object]) -> Dataset:
     """What `work` makes of each block, a table or several."""
-    return parts.map_batches(
-        cast(Any, work), batch_size=None, batch_format="pyarrow", max_retries=_RETRIES
-    )
+    return parts.map_batches(cast(Any, work), batch_size=None, batch_format="pyarrow")
 
 
 def on_groups(parts: Dataset, column: str, work: Callable[[pa.Table], pa.Table]) -> Dataset:
     """What `work` makes of all rows that have the same in `column`."""
-    return parts.groupby(column).map_groups(
-        cast(Any, work), batch_format="pyarrow", max_retries=_RETRIES
-    )
+    return parts.groupby(column).map_groups(cast(Any, work), batch_format="pyarrow")
 
 
 def answer(number: int, find: Callable[[], Told]) -> pa.Table:
