@@ -47,9 +47,11 @@ def settings() -> Generator[None]:
     try:
         yield
     except RayError as error:
+        # the rest is where it was raised
+        reason = one_line(str(error).split("\n\n")[0].splitlines()[-1])
         raise ClusterError(
-            f"the cluster could not read the data ({one_line(error)}); look at its nodes "
-            "(ray status) and run the same again"
+            f"the cluster could not read the data ({reason}); look at its nodes (ray status) and "
+            "run the same again"
         ) from None
     finally:
         context.enable_progress_bars, context.shuffle_strategy = before[:2]
@@ -68,9 +70,14 @@ def tasks(table: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
         yield row["number"], json.loads(row["task"])
 
 
-def on_blocks(users: Dataset, work: Callable[[pa.Table], object]) -> Dataset:
+def on_blocks(parts: Dataset, work: Callable[[pa.Table], object]) -> Dataset:
     """What `work` makes of each block, a table or several."""
-    return users.map_batches(cast(Any, work), batch_size=None, batch_format="pyarrow")
+    return parts.map_batches(cast(Any, work), batch_size=None, batch_format="pyarrow")
+
+
+def on_groups(parts: Dataset, column: str, work: Callable[[pa.Table], pa.Table]) -> Dataset:
+    """What `work` makes of all rows that have the same in `column`."""
+    return parts.groupby(column).map_groups(cast(Any, work), batch_format="pyarrow")
 
 
 def answer(number: int, find: Callable[[], Told]) -> pa.Table:

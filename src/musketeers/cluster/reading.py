@@ -21,7 +21,7 @@ from ray.data import Dataset
 
 from musketeers import artifacts
 from musketeers.cluster import blocks
-from musketeers.cluster.asking import Told, answer, answers, on_blocks, settings
+from musketeers.cluster.asking import Told, answer, answers, on_blocks, on_groups, settings
 from musketeers.cluster.blocks import Block
 from musketeers.cluster.places import Place, find
 from musketeers.cluster.surveys import Surveyed, ends_of, survey
@@ -137,9 +137,8 @@ def _core(name: str, found: Surveyed, config: DataConfig, n_shards: int, told: R
     n_items = len(found.items)
     n_buckets = max(n_shards, -(-found.n_rows // _ROWS_A_BUCKET))
     with told("gather", name) as on_rows:
-        rows = found.rows(n_buckets=n_buckets).groupby(blocks.BUCKET)
-        users = rows.map_groups(partial(_gathered, n_items=n_items), batch_format="pyarrow")
-        users = users.materialize()
+        rows = found.rows(n_buckets=n_buckets)
+        users = on_groups(rows, blocks.BUCKET, partial(_gathered, n_items=n_items)).materialize()
         on_rows(found.n_rows)
     with told("k-core", name) as on_rows:
         items, n_pairs, left = _left(users, n_items, config, on_rows)
@@ -232,8 +231,7 @@ def _write(
             before=before, cuts=cuts, n_shards=n_shards,
         )  # fmt: skip
         write = partial(_shard, folder=folder, name=name, n_items=n_items)
-        groups = on_blocks(users, purpose).groupby(blocks.SHARD)
-        asked = groups.map_groups(write, batch_format="pyarrow")
+        asked = on_groups(on_blocks(users, purpose), blocks.SHARD, write)
         artifacts.write_bytes(shards.items_file(folder, name), core.items.to_bytes())
         with told("split", name) as on_rows:
             facts: dict[int, dict[str, Any]] = {}
@@ -312,9 +310,18 @@ def _counted(block: Block, items: Bool[np.ndarray, " item"], min_user: int) -> T
     ends = (ids.min(), ids.max()) if len(ids) and ids.dtype.is_integer() else (0, 0)
     facts = {
         "users": len(ids), "pairs": len(block.pairs), "least": ends[0], "most": ends[1],
-        "is_text": ids.dtype != pl.Binary or not ids.cast(pl.String, strict=False).has_nulls(),
+        "is_text": _is_text(ids),
     }  # fmt: skip
     return facts, counts.tobytes()
+
+
+def _is_text(ids: pl.Series) -> bool:
+    """Whether the ids can be written as text."""
+    try:
+        ids.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        return False
+    return True
 
 
 def _kept(table: pa.Table, items: Any, n_items: int, min_user: int) -> pa.Table:
