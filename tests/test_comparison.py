@@ -21,10 +21,12 @@ from musketeers import config as configuration
 from musketeers import ranking
 from musketeers.comparison import command, files, jobs, page, tables
 from musketeers.comparison import study as study_module
+from musketeers.comparison import workers as workers_module
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.results import results
 from musketeers.comparison.study import Study, checked, compare_models
+from musketeers.comparison.workers import Processes
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.synthetic import planted
@@ -481,7 +483,7 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
     config, folder = small
     out = tmp_path / "out"
     command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2,
-                n_processes=2)  # fmt: skip
+                workers=Processes.of(2))  # fmt: skip
     text = json.loads((out / "results.json").read_text())
     assert set(text["models"]) == {"smf", "pop", "cat_art"}
     assert len(text["gains"]["by_source"]["cat_art"]) == 2
@@ -495,15 +497,16 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
     assert [len(tried["settings"]) > 0 for tried in tries] == [False, True]
     assert capsys.readouterr().out.startswith("| Model | Domain |")
     before = contents(out)
+    again = {"models": ["pop", "cat_art"], "n_seeds": 1, "n_tries": 2, "workers": Processes.of(2)}
     with pytest.raises(RunError, match="finished run, never overwritten"):
-        command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2)
-    command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2, resume=True)
+        command.run(config, folder, out, **again)
+    command.run(config, folder, out, **again, resume=True)
     assert contents(out) == before
     # in one process, in another folder: the same numbers
     plan = Plan(configuration.dump(config), folder, tmp_path / "again", 2, 1, 2**32)
     for wave in jobs.jobs_of(("smf", "cat_art"), ["tv", "film"], 1):
         for job in wave:
-            jobs.run(plan, job)
+            jobs.run(plan, job, jobs.splits_of(plan, job.seed))
             one, other = jobs.found(out, job), jobs.found(plan.out, job)
             for domain, measured in one.metrics.items():
                 for name, values in measured.values.items():
@@ -513,7 +516,7 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
 def test_what_was_chosen_in_each_domain_is_told(small, tmp_path, capsys):
     config, folder = small
     command.run(config, folder, tmp_path, models=["chosen", "linear"], n_seeds=1, n_tries=2,
-                n_processes=2)  # fmt: skip
+                workers=Processes.of(2))  # fmt: skip
     assert "Chosen" in capsys.readouterr().out
     tuning = json.loads((tmp_path / "results.json").read_text())["details"]
     (chosen,) = tuning["chosen"]["tuning"]
@@ -533,7 +536,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
     kept = {}
     for _ in range(2):
         study = compare_models(config, folder, tmp_path, models=["pop"], n_seeds=1, n_tries=1,
-                               n_processes=1)  # fmt: skip
+                               workers=Processes.of(1))  # fmt: skip
         assert not study.failed
         times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("manifest.json")}
         assert len(times) == 4
@@ -545,8 +548,8 @@ def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):
     config, folder = small
     out = {sampled: tmp_path / str(sampled) for sampled in (False, True)}
     for sampled, place in out.items():
-        command.run(config, folder, place, models=["pop"], n_seeds=2, n_tries=1, n_processes=1,
-                    sampled=sampled)  # fmt: skip
+        command.run(config, folder, place, models=["pop"], n_seeds=2, n_tries=1,
+                    workers=Processes.of(1), sampled=sampled)  # fmt: skip
     assert "| sampled HR@10 | sampled NDCG@10 |" in capsys.readouterr().out
     rows = {sampled: pl.read_parquet(place / "results.parquet") for sampled, place in out.items()}
     more = rows[True].filter(pl.col("metric").str.starts_with("sampled_"))
@@ -558,14 +561,15 @@ def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):
     for place in (out[True] / "table.md", out[True] / "table.tex", out[True] / "report.html"):
         assert "Krichene and Rendle, KDD 2020" in place.read_text()
     with pytest.raises(RunError, match="sampled: among 99 -> None"):
-        command.run(config, folder, out[True], models=["pop"], n_seeds=2, n_tries=1, resume=True)
+        command.run(config, folder, out[True], models=["pop"], n_seeds=2, n_tries=1, resume=True,
+                    workers=Processes.of(1))  # fmt: skip
 
 
 def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
     config, folder = small
     hopeless = configuration.changed(config, {"pretrain.learning_rate": 1e30})
     study = compare_models(hopeless, folder, tmp_path, models=["pop", "cat_art"], n_seeds=1,
-                           n_tries=1, n_processes=1)  # fmt: skip
+                           n_tries=1, workers=Processes.of(1))  # fmt: skip
     assert {job.model for job in study.found} == {"pop"}
     assert {job.model for job in study.failed} == {"smf", "cat_art"}
     assert "learning_rate is probably too large" in study.failed[Job(0, "smf", "tv")]
@@ -575,7 +579,7 @@ def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
 
 def test_one_seed_that_fails_is_in_the_report_and_the_others_are_used(small, tmp_path, capsys):
     config, folder = small
-    options = {"models": ["pop", "ease"], "n_tries": 1, "n_processes": 1}
+    options = {"models": ["pop", "ease"], "n_tries": 1, "workers": Processes.of(1)}
     # a result that cannot be written, in the second seed alone
     out = tmp_path / "out"
     blocked = out / "jobs" / "1" / "ease"
@@ -663,7 +667,7 @@ def test_a_model_that_does_not_fit_says_what_it_needs_and_the_others_go_on(
     large = dataclasses.replace(MODELS["ease"], needs=lambda _: 10**15)
     monkeypatch.setattr(study_module, "MODELS", {**MODELS, "ease": large})
     study = compare_models(config, folder, tmp_path, models=["ease", "pop"], n_seeds=1, n_tries=1,
-                           n_processes=1)  # fmt: skip
+                           workers=Processes.of(1))  # fmt: skip
     assert {job.model for job in study.found} == {"smf", "pop"}
     assert set(study.failed) == {Job(0, "ease", "tv"), Job(0, "ease", "film")}
     assert study.failed[Job(0, "ease", "tv")].startswith(
@@ -672,11 +676,9 @@ def test_a_model_that_does_not_fit_says_what_it_needs_and_the_others_go_on(
     assert not (tmp_path / "jobs" / "0" / "ease").exists()
 
 
-def test_jobs_run_beside_each_other_only_as_memory_allows(small, tmp_path, monkeypatch):
-    config, folder = small
+def test_jobs_run_beside_each_other_only_as_memory_allows(monkeypatch):
     lock, running, seen = threading.Lock(), [], []
-    plan = Plan(configuration.dump(config), folder, tmp_path, 1, 1, 1000)
-    needs = {0: 900, 1: 600, 2: 400, 3: 300, 4: 300, 5: 300, 6: 1100}
+    needs = {0: 900, 1: 600, 2: 400, 3: 300, 4: 300, 5: 300}
 
     def run(_, job):
         with lock:
@@ -686,21 +688,21 @@ def test_jobs_run_beside_each_other_only_as_memory_allows(small, tmp_path, monke
         with lock:
             running.remove(job.seed)
 
-    monkeypatch.setattr(study_module, "_run", run)
-    monkeypatch.setattr(study_module, "peak", lambda: 0)
-    monkeypatch.setattr(study_module.work, "size", lambda _, job: job.seed)
-    measured = dataclasses.replace(MODELS["pop"], needs=lambda seed: needs[seed])
-    monkeypatch.setattr(study_module, "MODELS", {"pop": measured})
+    monkeypatch.setattr(workers_module, "_run", run)
     monkeypatch.setattr(
-        study_module, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n)
+        workers_module, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n)
     )
-    jobs_there = [Job(seed, "pop", "tv") for seed in (5, 6, 4, 3, 2, 1, 0)]
-    ended = dict(study_module._together(plan, jobs_there, 3))
-    assert set(ended) == set(jobs_there)
-    assert {job.seed for job, failure in ended.items() if failure} == {6}
+    there = {Job(seed, "pop", "tv"): needs[seed] for seed in (5, 4, 3, 2, 1, 0)}
+    assert dict(Processes(3, 1000).each(None, there)) == dict.fromkeys(there)
     assert max(sum(needs[n] for n in together) for together in seen) <= 1000
     assert [together[-1] for together in seen[:2]] == [0, 1]
     assert max(map(len, seen)) == 3
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_less_than_one_process_is_refused(n):
+    with pytest.raises(ConfigError, match=f"jobs is {n}; use 1 or more"):
+        Processes.of(n)
 
 
 @pytest.mark.parametrize(

@@ -430,11 +430,12 @@ def compare(
     """
     from musketeers import config as settings
     from musketeers.comparison import command
+    from musketeers.comparison.workers import Processes
 
     command.run(
         settings.load(config), config.parent, out,
         models=command.chosen(models, paper=paper), n_seeds=seeds, n_tries=tune,
-        n_processes=jobs, memory=command.in_bytes(memory), sampled=sampled, resume=resume,
+        workers=Processes.of(jobs, command.in_bytes(memory)), sampled=sampled, resume=resume,
         words=sys.argv,
     )  # fmt: skip
 

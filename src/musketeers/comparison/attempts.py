@@ -1,0 +1,87 @@
+"""What a job has until it is done: how its tries went, and how far the running ones are."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from musketeers import artifacts
+from musketeers.models.model import Settings
+from musketeers.models.tuning import Train, Try
+from musketeers.pipeline import Jobs
+from musketeers.run_folder import FolderCheckpoint
+from musketeers.training import Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The tries of one job in a folder, each under its number and what it was to try.
+
+    Whoever begins a try again, in this process or on another machine, goes on from its last epoch
+    and ends with the same; one that has ended is not trained again.
+    """
+
+    folder: Path
+
+    def once(self, train: Train) -> Train:
+        """`train`, but for tries that went well before: those are recalled."""
+
+        def train_once(number: int, settings: Settings) -> Try:
+            kept = self._record(number, settings)
+            if kept.exists():
+                return Try(**json.loads(kept.read_text(encoding="utf-8")))
+            tried = train(number, settings)
+            # what failed may do so for want of memory, so it is tried again
+            if tried.valid is not None:
+                artifacts.write_text(kept, json.dumps(asdict(tried)) + "\n")
+            return tried
+
+        return train_once
+
+    def jobs(self, number: int, settings: Settings) -> Jobs:
+        """Where the trainings of a try keep their progress."""
+        place = self._place(number, settings)
+        return lambda stage, domain, _: _Kept(place / stage / (domain or "all"))
+
+    def forget(self, number: int, settings: Settings) -> None:
+        """Remove the progress of a try that lost; how it went is remembered."""
+        _remove(self._place(number, settings))
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        _remove(self.folder)
+
+    def _place(self, number: int, settings: Settings) -> Path:
+        return self.folder / _name(number, settings)
+
+    def _record(self, number: int, settings: Settings) -> Path:
+        return self.folder / f"{_name(number, settings)}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """See `training.Job`."""
+
+    place: Path
+
+    def checkpoint(self, part: str) -> FolderCheckpoint:
+        """See `training.Job.checkpoint`."""
+        return FolderCheckpoint(self.place / part)
+
+    def on_epoch(self, epoch: Epoch, /) -> None:
+        """See `training.Job.on_epoch`; nobody is told."""
+
+
+def _name(number: int, settings: Mapping[str, Any]) -> str:
+    """Another version of Optuna may propose something else as the same number."""
+    text = json.dumps(settings, sort_keys=True)
+    return f"try-{number}-{sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _remove(place: Path) -> None:
+    if place.exists():
+        with artifacts.writing(place):
+            shutil.rmtree(place)
