@@ -49,7 +49,7 @@ def test_the_command_line_starts_without_the_heavy_packages():
 
 def test_every_error_is_ours_and_a_builtin_too_and_stands_in_the_tree():
     found = [e for e in vars(errors).values() if isinstance(e, type)]
-    assert len(found) == 8
+    assert len(found) == 9
     tree = inspect.getdoc(errors)
     for error in found:
         assert issubclass(error, errors.MusketeersError)

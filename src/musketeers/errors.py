@@ -8,6 +8,7 @@
   - RunError           a run folder is busy, finished, or cannot be resumed
   - DivergedError      a loss stopped being a finite number
   - MissingExtraError  a feature needs packages that are not installed
+  - ClusterError       a cluster is not there, is not fit for a run, or gave up a job
 """
 
 
@@ -41,3 +42,7 @@ class DivergedError(MusketeersError, ArithmeticError):
 
 class MissingExtraError(MusketeersError, ImportError):
     """A feature needs packages that are not installed; the message names the extra."""
+
+
+class ClusterError(MusketeersError, ConnectionError):
+    """A cluster cannot be reached, is not fit for a run, or gave up one of its jobs."""

@@ -201,7 +201,7 @@ class RunFolder:
                 "started": _now(),
                 "finished": None,
                 "command": list(command),
-                "versions": _versions(),
+                "versions": versions(),
                 "seed": inputs["settings"].get("seed"),
                 **inputs,
                 "seconds": {},
@@ -221,7 +221,7 @@ class RunFolder:
         if manifest["status"] != "finished":
             self._clear_drafts()
             manifest["resumed"].append(
-                {"started": _now(), "command": list(command), "versions": _versions()}
+                {"started": _now(), "command": list(command), "versions": versions()}
             )
             self._write(manifest)
 
@@ -232,6 +232,11 @@ class RunFolder:
     def _write(self, manifest: dict[str, Any]) -> None:
         manifest["peak_memory_bytes"] = max(manifest["peak_memory_bytes"], memory.peak())
         artifacts.write_text(self.path / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def check_place(path: Path, *, resume: bool, kind: str = "run") -> None:
@@ -336,10 +341,6 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         ]
     name = where.removeprefix("settings.")
     return [] if old == new else [f"{name}: {old} -> {new}"]
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def _now() -> str:

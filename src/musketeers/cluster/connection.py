@@ -1,0 +1,281 @@
+"""The connection to a Ray cluster, and whether it can do what is asked of it."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from musketeers import artifacts
+from musketeers.errors import ClusterError, MissingExtraError
+from musketeers.run_folder import versions
+
+try:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise MissingExtraError(
+        f"this needs {error.name}, which is not installed: pip install 'musketeers[ray]'"
+    ) from None
+
+REACHED = 30.0
+"""Seconds that a cluster may take to answer."""
+LOOKED_AT = 60.0
+"""Seconds that all nodes may take to say what they have, a worker process started in each."""
+_GB = 10**9
+_START = "start one (ray start --head) or name another (--address)"
+_TRY = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+"""What another process does to find out whether the cluster answers: it can be given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a job has for itself while it runs."""
+
+    cpus: int
+    gpus: int = 0
+    memory: int = 0
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of a cluster that jobs can run on."""
+
+    id: str
+    host: str
+    cpus: float
+    gpus: float
+    memory: float
+    """Bytes that Ray gives to jobs there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that was looked at: all its nodes have what this process has."""
+
+    address: str
+    nodes: tuple[Node, ...]
+
+    def check(self, job: str, needs: Needs) -> None:
+        """Raise `ClusterError` unless some node could meet all the needs if it had nothing else."""
+        kinds: tuple[tuple[Callable[[Needs | Node], float], Callable[[float], str], str], ...] = (
+            (lambda of: of.cpus, _cpus, "take fewer (--threads) or add a node that has them"),
+            (lambda of: of.gpus, _gpus, "leave out the device or add a node that has one"),
+            (lambda of: of.memory, _memory, "add a node that has it, or make the job smaller"),
+        )
+        for of, words, remedy in kinds:
+            if (most := max(map(of, self.nodes))) < of(needs):
+                raise ClusterError(
+                    f"{job} needs {words(of(needs))}, but the largest node of the cluster at "
+                    f"{self.address} has {words(most)}; {remedy}"
+                )
+        if not any(all(of(node) >= of(needs) for of, _, _ in kinds) for node in self.nodes):
+            raise ClusterError(
+                f"{job} needs {', '.join(words(of(needs)) for of, words, _ in kinds)}, but no node "
+                f"of the cluster at {self.address} has all of it; add a node that has"
+            )
+
+
+@contextmanager
+def connected(address: str | None, folder: Path) -> Generator[Cluster]:
+    """The cluster at `address`, until the block ends, for a run that is written to `folder`.
+
+    Without an address the one in the environment's RAY_ADDRESS, else one that runs on this
+    machine; none is ever started.  A process that is connected already stays so.  `folder` is made
+    if need be, and let go again if it is empty.
+
+    Raises `ClusterError` within about two minutes for a cluster that does not answer, for a node
+    with other versions of Python, ray, or what results depend on, for a node without this package,
+    and for a node that does not see `folder` or may not write there.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address or os.environ.get("RAY_ADDRESS") or "auto")
+    at = ray.get_runtime_context().gcs_address
+    try:
+        if not ours and address not in (None, "auto", at):
+            raise ClusterError(
+                f"this process is connected to the cluster at {at} already, not to {address}; "
+                "leave out the address or call ray.shutdown() before"
+            )
+        nodes = tuple(_nodes(at))
+        _look_at(nodes, folder.resolve())
+        yield Cluster(at, nodes)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Ray itself tries for minutes, so another process asks first."""
+    if address != "auto":
+        _check_port(address)
+    where = "on this machine" if address == "auto" else f"at {address}"
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", _TRY, address],
+            capture_output=True, text=True, check=False, timeout=REACHED,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ClusterError(
+            f"the cluster {where} does not answer within {REACHED:.0f} seconds; {_START}, and run "
+            "this on one of its nodes"
+        ) from None
+    if tried.returncode:
+        raise ClusterError(_refusal(where, tried.stderr))
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (RuntimeError, OSError, RayError) as error:
+        raise ClusterError(_refusal(where, str(error))) from None
+
+
+def _check_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ClusterError(f"address is {address!r}; give the cluster's as HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no cluster at {address} ({error}); {_START}") from None
+
+
+def _refusal(where: str, told: str) -> str:
+    """What ray told of a connection that failed, in one line."""
+    if "Could not find any running Ray instance" in told:
+        return f"no Ray cluster {where}; {_START}"
+    lines = told.strip().splitlines() or ["no reason was given"]
+    if (mismatch := told.find("Version mismatch")) >= 0:
+        told = " ".join(told[mismatch:].split())
+        return f"the cluster {where} cannot be used: {told}; install the same versions everywhere"
+    return f"the cluster {where} cannot be used: {lines[-1]}; {_START}"
+
+
+def _nodes(address: str) -> Generator[Node]:
+    """Those that are alive and run jobs."""
+    found = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not found:
+        raise ClusterError(f"the cluster at {address} has no node with a CPU; add one")
+    for node in found:
+        has: Mapping[str, float] = node["Resources"]
+        yield Node(
+            node["NodeID"], f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            has["CPU"], has.get("GPU", 0.0), has.get("memory", 0.0),
+        )  # fmt: skip
+
+
+def _look_at(nodes: tuple[Node, ...], folder: Path) -> None:
+    """Raise `ClusterError` for the first node that is not fit for a run into `folder`."""
+    here = {**versions(), "ray": ray.__version__}
+    token = folder / f"{artifacts.DRAFT_PREFIX}{token_hex(8)}"
+    with artifacts.writing(token):
+        folder.mkdir(parents=True, exist_ok=True)
+        token.write_text(token.name, encoding="utf-8")
+    try:
+        for node, has in _asked(nodes, _sight(), str(token), tuple(here)):
+            _check(node, has, here, folder)
+    finally:
+        token.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: it is somebody's
+            folder.rmdir()
+
+
+def _asked(
+    nodes: tuple[Node, ...], question: Callable[..., dict[str, Any]], *arguments: object
+) -> Generator[tuple[Node, dict[str, Any]]]:
+    """What each node answers to the question, which is run there."""
+    remote = ray.remote(question)
+    answers = [
+        remote.options(
+            num_cpus=0, max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
+        ).remote(*arguments)
+        for node in nodes
+    ]  # fmt: skip
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=LOOKED_AT)
+    for node, answer in zip(nodes, answers, strict=True):
+        if answer not in ready:
+            raise ClusterError(
+                f"node {node.host} does not answer within {LOOKED_AT:.0f} seconds; look at its "
+                "logs, or take it out of the cluster"
+            )
+        try:
+            yield node, ray.get(answer)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ClusterError(
+                f"node {node.host} cannot run a job: {reason}; look at its logs, or take it out "
+                "of the cluster"
+            ) from None
+
+
+def _check(node: Node, has: Mapping[str, Any], here: Mapping[str, str], folder: Path) -> None:
+    if has["musketeers"] is None:
+        raise ClusterError(
+            f"node {node.host} has no package musketeers; install the same version as here "
+            f"({here['musketeers']}) there: pip install 'musketeers[ray]'"
+        )
+    for name, version in here.items():
+        if has[name] != version:
+            raise ClusterError(
+                f"node {node.host} has {name} {has[name] or 'not at all'}, here it is {version}; "
+                "install the same everywhere, results depend on it"
+            )
+    if not has["sees"]:
+        raise ClusterError(
+            f"node {node.host} does not see {folder}; give a folder on storage that all nodes "
+            "share under the same path (--out)"
+        )
+    if not has["writes"]:
+        raise ClusterError(
+            f"node {node.host} may not write to {folder}; let the user of its Ray processes do so"
+        )
+
+
+def _sight() -> Callable[..., dict[str, Any]]:
+    """What a node is asked; within a function, it is sent whole and needs no package there."""
+
+    def sight(token: str, names: tuple[str, ...]) -> dict[str, Any]:
+        import os
+        import platform
+        import time
+        from importlib.metadata import PackageNotFoundError, version
+        from importlib.util import find_spec
+        from pathlib import Path
+
+        def installed(name: str) -> str | None:
+            try:
+                return version(name) if find_spec(name) else None
+            except PackageNotFoundError:
+                return None
+
+        file, until = Path(token), time.monotonic() + 5
+        while not file.exists() and time.monotonic() < until:
+            time.sleep(0.2)  # a network's file system may tell of new files late
+        return {
+            **{name: installed(name) for name in names if name != "python"},
+            "python": platform.python_version(),
+            "sees": file.exists() and file.read_text(encoding="utf-8") == file.name,
+            "writes": os.access(file.parent, os.W_OK),
+        }
+
+    return sight
+
+
+def _cpus(number: float) -> str:
+    return f"{number:g} CPU{'' if number == 1 else 's'}"
+
+
+def _gpus(number: float) -> str:
+    return f"{number:g} GPU{'' if number == 1 else 's'}"
+
+
+def _memory(number: float) -> str:
+    return f"{number / _GB:.2g} GB of memory"
