@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -63,6 +63,10 @@ class Cluster:
 
     address: str
     nodes: tuple[Node, ...]
+
+    def now(self) -> "Cluster":
+        """With the nodes that it has now; those that came since were not looked at."""
+        return replace(self, nodes=tuple(_nodes(self.address)))
 
     def check(self, job: str, needs: Needs) -> None:
         """Raise `ClusterError` unless some node could meet all the needs if it had nothing else."""

@@ -24,7 +24,7 @@ from musketeers.evaluation.sampled import measure
 from musketeers.models.model import Made, Settings, valid_ndcg
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import Each, Train, Trainer, Try, best_of, measured, stream, tries
+from musketeers.models.tuning import Each, Trainer, Try, best_of, measured, stream, tries
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -115,12 +115,12 @@ def run(plan: Plan, job: Job, splits: Splits) -> None:
     """
     if not is_done(plan, job):
         trainer = _trainer(plan, job, _task(plan, job, splits))
-        found = tuned(plan, job, _attempts(plan, job).once(trainer))
+        found = tuned(plan, job, partial(map, _attempts(plan, job).once(trainer)))
         _conclude(plan, job, splits, found, trainer.best)
 
 
-def tuned(plan: Plan, job: Job, train: Train, each: Each = map) -> tuple[Try, ...]:
-    """The tries of the job, wherever `each` lets `train` be called; without its data.
+def tuned(plan: Plan, job: Job, each: Each) -> tuple[Try, ...]:
+    """The tries of the job, trained wherever `each` does so; needs no data here.
 
     Of what their trainings left, that of the best is kept.
     """
@@ -134,8 +134,8 @@ def tuned(plan: Plan, job: Job, train: Train, each: Each = map) -> tuple[Try, ..
             attempts.forget(lost, ended[lost].settings)
 
     return tries(
-        train, MODELS[job.model].space, n_tries=plan.n_tries,
-        seed=stream(job.model, Seed(job.seed), job.domain), each=each, on_try=on_try,
+        each, MODELS[job.model].space, n_tries=plan.n_tries,
+        seed=stream(job.model, Seed(job.seed), job.domain), on_try=on_try,
     )  # fmt: skip
 
 

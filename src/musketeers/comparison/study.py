@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from musketeers import config as configuration
 from musketeers.comparison import jobs as work
 from musketeers.comparison.jobs import Found, Job, Plan
-from musketeers.comparison.workers import Ended, Workers
+from musketeers.comparison.workers import Ended, Workers, failure_of
 from musketeers.config import RunConfig
 from musketeers.errors import ConfigError
 from musketeers.memory import peak
-from musketeers.models.needs import refusal
 from musketeers.models.registry import MODELS, check
 
 OnDone = Callable[[Job, int, int], None]
@@ -72,13 +72,16 @@ def _together(plan: Plan, jobs: Sequence[Job], workers: Workers) -> Generator[En
     """Each job as it ends; those that were done before at once."""
     # whoever does a job has the data as this process did, so holds what this one has held
     held = peak()
-    left = [job for job in jobs if not work.is_done(plan, job)]
-    needs = {job: held + MODELS[job.model].needs(work.size(plan, job)) for job in left}
+    needs: dict[Job, int] = {}
     for job in jobs:
-        if job not in needs:
+        if work.is_done(plan, job):
             yield job, None
-        elif needs[job] > plan.memory:
-            yield job, refusal(job.model, needs.pop(job) - held, held, plan.memory)
+            continue
+        needed = held + MODELS[job.model].needs(work.size(plan, job))
+        if refused := failure_of(partial(workers.check, job, needed, held)):
+            yield job, refused
+        else:
+            needs[job] = needed
     yield from workers.each(plan, needs)
 
 

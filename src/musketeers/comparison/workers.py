@@ -10,6 +10,7 @@ from musketeers.comparison import jobs as work
 from musketeers.comparison.jobs import Job, Plan
 from musketeers.errors import ConfigError, MusketeersError
 from musketeers.memory import available
+from musketeers.models.needs import refusal
 from musketeers.parallel import available_threads, libraries_on_one_thread
 
 Ended = tuple[Job, str | None]
@@ -24,8 +25,15 @@ class Workers(Protocol):
         """Bytes that a job may take at most."""
         ...
 
+    def check(self, job: Job, needed: int, held: int) -> None:
+        """Raise `ConfigError` or `ClusterError` if the job needs more than they have.
+
+        Of the bytes that are `needed` its process and data take those `held`.
+        """
+        ...
+
     def each(self, plan: Plan, needs: Mapping[Job, int]) -> Generator[Ended]:
-        """Every job as it ends; `needs` says how many bytes it takes, at most `memory`."""
+        """Every job as it ends, of jobs whose needs were checked."""
         ...
 
 
@@ -46,6 +54,11 @@ class Processes:
         if n is not None and n < 1:
             raise ConfigError(f"jobs is {n}; use 1 or more")
         return cls(n or available_threads(), memory or available() * 9 // 10)
+
+    def check(self, job: Job, needed: int, held: int) -> None:
+        """See `Workers.check`."""
+        if needed > self.memory:
+            raise ConfigError(refusal(job.model, needed - held, held, self.memory))
 
     def each(self, plan: Plan, needs: Mapping[Job, int]) -> Generator[Ended]:
         """See `Workers.each`."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any, Generic, TypeVar, cast
 
@@ -31,8 +32,8 @@ class Try:
 
 Train = Callable[[int, Settings], Try]
 """(number, settings) -> how the try went."""
-Each = Callable[[Train, Sequence[int], Sequence[Settings]], Iterable[Try]]
-"""As `map`: tries that do not depend on each other, and how they went, in their order."""
+Each = Callable[[Sequence[int], Sequence[Settings]], Iterable[Try]]
+"""`Train` of several that do not depend on each other; how they went, in their order."""
 
 
 def quiet(_number: int, _tried: Try) -> None:
@@ -118,19 +119,18 @@ def tune(
     If all fail, the first failure is raised.
     """
     trainer = Trainer(lambda _, settings: fit(settings), measure)
-    found = tries(trainer, space, n_tries=n_tries, seed=seed, on_try=on_try)
+    found = tries(partial(map, trainer), space, n_tries=n_tries, seed=seed, on_try=on_try)
     if trainer.best is None:
         raise cast(MusketeersError, trainer.failure)
     return Tuned(trainer.best[1], trainer.best[0], found)
 
 
 def tries(
-    train: Train,
+    each: Each,
     space: Space,
     *,
     n_tries: int,
     seed: Seed,
-    each: Each = map,
     on_try: Callable[[int, Try], None] = quiet,
 ) -> tuple[Try, ...]:
     """So many trainings, each with other settings; `best_of` tells the best.
@@ -152,7 +152,7 @@ def tries(
     while len(found) < n_tries:
         numbers = range(len(found), min(max(len(found) + 1, 1 + _DRAWN), n_tries))
         proposed = [_proposal(study if number else None, space) for number in numbers]
-        done = each(train, numbers, [settings for _, settings in proposed])
+        done = each(numbers, [settings for _, settings in proposed])
         for number, (trial, _), tried in zip(numbers, proposed, done, strict=True):
             found.append(tried)
             on_try(number, tried)
