@@ -7,10 +7,12 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import polars as pl
 import pytest
 from hypothesis import given
@@ -22,6 +24,7 @@ from musketeers import ranking
 from musketeers.comparison import command, files, jobs, page, tables
 from musketeers.comparison import study as study_module
 from musketeers.comparison import workers as workers_module
+from musketeers.comparison.attempts import Attempts, _Kept
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.results import results
@@ -31,14 +34,14 @@ from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.synthetic import planted
 from musketeers.data.vocabulary import Vocabulary
-from musketeers.errors import ConfigError, DivergedError, RunError
+from musketeers.errors import ArtifactError, ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models import needs, registry
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range
-from musketeers.models.tuning import tune
+from musketeers.models.tuning import Try, best_of, tries, tune
 from musketeers.pipeline import smf, validations
 from musketeers.seeding import Seed
 from musketeers.task import Task, unwatched
@@ -96,6 +99,61 @@ def test_if_every_try_fails_the_first_failure_is_told():
         raise DivergedError(f"{len(settings)} settings")
 
     with pytest.raises(DivergedError, match=r"^0 settings$"):
+        tune(fit, height, BOWL, n_tries=3, seed=Seed(0))
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_is_proposed_does_not_depend_on_what_is_trained_side_by_side(failing):
+    def train(number, settings):
+        trained.append(number)
+        if failing and settings.get("x", 5.0) > 0.1:
+            return Try(settings, None, 0.0, "too large")
+        return Try(settings, height(settings), 0.0)
+
+    def backwards(numbers, settings):
+        batches.append(list(numbers))
+        found = [train(*one) for one in reversed(list(zip(numbers, settings, strict=True)))]
+        return found[::-1]
+
+    trained, batches, heard = [], [], []
+    found = tries(backwards, BOWL, n_tries=20, seed=Seed(3), on_try=lambda n, _: heard.append(n))
+    assert batches == [list(range(9)), *([n] for n in range(9, 20))]
+    assert trained != heard == list(range(20))
+    assert found == in_turn(train, n_tries=20)
+
+
+def in_turn(train, *, n_tries):
+    """As Optuna's manual has it: ask, train, tell."""
+    sampler = optuna.samplers.TPESampler(seed=Seed(3).integer() % 2**32, n_startup_trials=8)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    found = [train(0, {})]
+    for number in range(1, n_tries):
+        trial = study.ask()
+        x = trial.suggest_float("x", 1e-3, 10.0, log=True)
+        settings = {"x": x, "n": trial.suggest_int("n", 1, 9),
+                    "kind": trial.suggest_categorical("kind", ["a", "b"])}  # fmt: skip
+        found.append(train(number, settings))
+        if found[-1].failure:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, found[-1].valid)
+    return tuple(found)
+
+
+def test_the_best_is_the_first_of_the_largest():
+    def tried(valid):
+        return Try({}, valid, 0.0, None if valid is not None else "no")
+
+    assert best_of([tried(v) for v in (None, 0.1, 0.3, 0.3, None)]) == 2
+    assert best_of([tried(0.0)]) == 0
+    assert best_of([tried(None), tried(None)]) is None
+
+
+def test_a_disk_that_refuses_is_no_failed_try():
+    def fit(settings):
+        raise ArtifactError("disk is full")
+
+    with pytest.raises(ArtifactError, match="disk is full"):
         tune(fit, height, BOWL, n_tries=3, seed=Seed(0))
 
 
@@ -542,6 +600,90 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
         assert len(times) == 4
         assert not kept or kept == times
         kept = times
+
+
+@pytest.mark.parametrize("model", ["smf", "light_gcn"])
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_a_job_that_is_cut_off_goes_on_from_its_last_epoch(
+    small, tmp_path, monkeypatch, model, cut
+):
+    config, folder = small
+    whole, parts = (
+        Plan(configuration.dump(config), folder, tmp_path / name, 3, 1, 2**32)
+        for name in ("whole", "parts")
+    )
+    job, epochs = Job(0, model, "tv"), []
+
+    def train(plan, *, stop=math.inf):
+        def on_epoch(_, epoch):
+            epochs[-1].append(epoch.number)
+            if len(epochs[-1]) == stop:
+                raise KeyboardInterrupt
+
+        epochs.append([])
+        monkeypatch.setattr(_Kept, "on_epoch", on_epoch)
+        jobs.run(plan, job, jobs.splits_of(plan, 0))
+
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, stop=cut)
+    assert not jobs.is_done(parts, job)
+    train(parts)
+    once, before, after = epochs
+    assert before + after == once
+    one, other = (jobs.found(plan.out, job) for plan in (whole, parts))
+    assert_same(one, other)
+    assert not list((tmp_path / "parts" / "checkpoints").rglob("try-*"))
+    epochs.clear()
+    train(parts)
+    assert epochs == [[]]
+
+
+def assert_same(one, other):
+    for domain, measured in one.metrics.items():
+        for name, values in measured.values.items():
+            np.testing.assert_array_equal(values, other.metrics[domain].values[name])
+    of_one, of_other = (
+        [{**tried, "seconds": 0} for tried in found.about["tries"]] for found in (one, other)
+    )
+    assert of_one == of_other
+    assert one.curves == other.curves
+    assert one.valid == other.valid
+
+
+def test_tries_elsewhere_find_what_those_of_one_process_do(small, tmp_path):
+    config, folder = small
+    here, there = (
+        Plan(configuration.dump(config), folder, tmp_path / name, 3, 1, 2**32)
+        for name in ("here", "there")
+    )
+    splits = jobs.splits_of(here, 0)
+    for model in ("smf", "item_knn"):
+        job = Job(0, model, "tv")
+        jobs.run(here, job, splits)
+        found = jobs.tuned(there, job, partial(map, partial(jobs.attempt, there, job, splits)))
+        kept = [p.name for p in job.progress(there.out).glob("try-*") if p.is_dir()]
+        assert len(kept) == (model == "smf")
+        jobs.finish(there, job, splits, found)
+        assert_same(jobs.found(here.out, job), jobs.found(there.out, job))
+
+
+def test_a_try_that_failed_is_trained_again_and_no_other(tmp_path):
+    tried = [Try({"x": 1.0}, None, 1.0, "no memory"), Try({"x": 1.0}, 0.5, 1.0)]
+    given = []
+
+    def train(number, settings):
+        given.append((number, settings))
+        return tried[len(given) - 1]
+
+    once = Attempts(tmp_path).once(train)
+    assert [once(3, {"x": 1.0}) for _ in range(4)] == [tried[0], tried[1], tried[1], tried[1]]
+    assert len(given) == 2
+    # what another version would try as the third is something else
+    given.clear()
+    once(3, {"x": 2.0})
+    once(4, {"x": 1.0})
+    assert len(given) == 2
 
 
 def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):

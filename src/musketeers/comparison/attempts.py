@@ -48,11 +48,12 @@ class Attempts:
 
     def forget(self, number: int, settings: Settings) -> None:
         """Remove the progress of a try that lost; how it went is remembered."""
-        _remove(self._place(number, settings))
+        # what cannot be removed costs room alone, until all goes when the comparison is finished
+        shutil.rmtree(self._place(number, settings), ignore_errors=True)
 
     def clear(self) -> None:
         """Remove all of it."""
-        _remove(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _place(self, number: int, settings: Settings) -> Path:
         return self.folder / _name(number, settings)
@@ -79,9 +80,3 @@ def _name(number: int, settings: Mapping[str, Any]) -> str:
     """Another version of Optuna may propose something else as the same number."""
     text = json.dumps(settings, sort_keys=True)
     return f"try-{number}-{sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _remove(place: Path) -> None:
-    if place.exists():
-        with artifacts.writing(place):
-            shutil.rmtree(place)
