@@ -21,10 +21,10 @@ from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
 from musketeers import ranking
-from musketeers.comparison import command, files, jobs, page, tables
+from musketeers.comparison import attempts, command, files, jobs, page, tables
 from musketeers.comparison import study as study_module
 from musketeers.comparison import workers as workers_module
-from musketeers.comparison.attempts import Attempts, _Kept
+from musketeers.comparison.attempts import Attempts
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.results import results
@@ -615,13 +615,13 @@ def test_a_job_that_is_cut_off_goes_on_from_its_last_epoch(
     job, epochs = Job(0, model, "tv"), []
 
     def train(plan, *, stop=math.inf):
-        def on_epoch(_, epoch):
+        def on_epoch(epoch):
             epochs[-1].append(epoch.number)
             if len(epochs[-1]) == stop:
                 raise KeyboardInterrupt
 
         epochs.append([])
-        monkeypatch.setattr(_Kept, "on_epoch", on_epoch)
+        monkeypatch.setattr(attempts, "ignore", on_epoch)
         jobs.run(plan, job, jobs.splits_of(plan, 0))
 
     train(whole)

@@ -13,7 +13,7 @@ import platform
 import shutil
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,7 @@ import numpy as np
 
 from musketeers import artifacts, memory
 from musketeers.costs import Cost, metered
-from musketeers.errors import RunError
+from musketeers.errors import ArtifactError, RunError
 
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer run folder."""
@@ -52,31 +52,45 @@ _PACKAGES = ("musketeers", "numpy", "torch", "numba", "polars")
 
 @dataclass(frozen=True, slots=True)
 class FolderCheckpoint:
-    """The latest progress of one fit, as the artifact with the highest number in `folder`."""
+    """The latest progress of one fit, as the artifact with the highest number in `folder`.
+
+    Several processes may have one for the same folder, if they do the same fit: all that any of
+    them saves is then a state of that fit.
+    """
 
     folder: Path
+    writer: str = ""
+    """A name of this process alone, where others may be at the same fit: one that a cluster has
+    given up for lost may be alive.  Letters and digits."""
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """What was saved last, checked, or None; raises `ArtifactError` if it is damaged."""
-        if not (numbers := self._numbers()):
-            return None
-        found = artifacts.load(self.folder / str(numbers[-1]), "checkpoint")
-        return found.tensors, found.about
+        while states := self._states():
+            try:
+                found = artifacts.load(self.folder / states[-1], "checkpoint")
+            except ArtifactError:
+                if states == self._states():
+                    raise
+            else:
+                return found.tensors, found.about
+        return None
 
     def save(self, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
         """Put the new one beside the old, then remove the old."""
-        old = self._numbers()
-        place = self.folder / str(old[-1] + 1 if old else 0)
+        old = self._states()
+        number = _number(old[-1]) + 1 if old else 0
+        place = self.folder / (f"{number}-{self.writer}" if self.writer else str(number))
         # no waiting for the disk: after a power cut the checksums tell a torn one
         artifacts.save(place, "checkpoint", tensors, about, durable=False)
-        for number in old:
-            _remove(self.folder / str(number))
+        for state in old:
+            _remove(self.folder / state)
 
-    def _numbers(self) -> list[int]:
+    def _states(self) -> list[str]:
         """A crash between the two steps of `save` leaves more than one; the last one counts."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+        names = [p.name for p in self.folder.iterdir() if p.name.partition("-")[0].isdecimal()]
+        return sorted(names, key=lambda name: (_number(name), name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +240,10 @@ class RunFolder:
             self._write(manifest)
 
     def _clear_drafts(self) -> None:
+        # those of checkpoints go with these: a process that was given up may still be at one
         for draft in list(self.path.rglob(f"{artifacts.DRAFT_PREFIX}*")):
-            _remove(draft)
+            if self.path / CHECKPOINTS not in draft.parents:
+                _remove(draft)
 
     def _write(self, manifest: dict[str, Any]) -> None:
         manifest["peak_memory_bytes"] = max(manifest["peak_memory_bytes"], memory.peak())
@@ -237,6 +253,10 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def _number(state: str) -> int:
+    return int(state.partition("-")[0])
 
 
 def check_place(path: Path, *, resume: bool, kind: str = "run") -> None:
@@ -348,8 +368,9 @@ def _now() -> str:
 
 
 def _remove(path: Path) -> None:
-    with artifacts.writing(path):
+    # another process that does so too takes what is missing
+    with artifacts.writing(path), suppress(FileNotFoundError):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()

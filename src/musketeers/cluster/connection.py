@@ -65,7 +65,7 @@ class Cluster:
     nodes: tuple[Node, ...]
 
     def now(self) -> "Cluster":
-        """With the nodes that it has now; those that came since were not looked at."""
+        """The same with the nodes that are alive now; those that joined were not looked at."""
         return replace(self, nodes=tuple(_nodes(self.address)))
 
     def check(self, job: str, needs: Needs) -> None:
@@ -89,12 +89,12 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str | None, folder: Path) -> Generator[Cluster]:
+def connected(address: str | None, folder: Path | None) -> Generator[Cluster]:
     """The cluster at `address`, until the block ends, for a run that is written to `folder`.
 
     Without an address the one in the environment's RAY_ADDRESS, else one that runs on this
     machine; none is ever started.  A process that is connected already stays so.  `folder` is made
-    if need be, and let go again if it is empty.
+    if need be, and let go again if it is empty; None is for a run that writes nothing.
 
     Raises `ClusterError` within about two minutes for a cluster that does not answer, for a node
     with other versions of Python, ray, or what results depend on, for a node without this package,
@@ -111,7 +111,9 @@ def connected(address: str | None, folder: Path) -> Generator[Cluster]:
                 "leave out the address or call ray.shutdown() before"
             )
         nodes = tuple(_nodes(at))
-        _look_at(nodes, folder.resolve())
+        _check_packages(nodes)
+        if folder:
+            _check_storage(nodes, folder.resolve())
         yield Cluster(at, nodes)
     finally:
         if ours:
@@ -175,16 +177,41 @@ def _nodes(address: str) -> Generator[Node]:
         )  # fmt: skip
 
 
-def _look_at(nodes: tuple[Node, ...], folder: Path) -> None:
-    """Raise `ClusterError` for the first node that is not fit for a run into `folder`."""
+def _check_packages(nodes: tuple[Node, ...]) -> None:
+    """Raise `ClusterError` for the first node without this package, or with other versions."""
     here = {**versions(), "ray": ray.__version__}
+    for node, has in _asked(nodes, _installed(), tuple(here)):
+        if has["musketeers"] is None:
+            raise ClusterError(
+                f"node {node.host} has no package musketeers; install the same version as here "
+                f"({here['musketeers']}) there: pip install 'musketeers[ray]'"
+            )
+        for name, version in here.items():
+            if has[name] != version:
+                raise ClusterError(
+                    f"node {node.host} has {name} {has[name] or 'not at all'}, here it is "
+                    f"{version}; install the same everywhere, results depend on it"
+                )
+
+
+def _check_storage(nodes: tuple[Node, ...], folder: Path) -> None:
+    """Raise `ClusterError` for the first node that does not see the folder or may not write."""
     token = folder / f"{artifacts.DRAFT_PREFIX}{token_hex(8)}"
     with artifacts.writing(token):
         folder.mkdir(parents=True, exist_ok=True)
         token.write_text(token.name, encoding="utf-8")
     try:
-        for node, has in _asked(nodes, _sight(), str(token), tuple(here)):
-            _check(node, has, here, folder)
+        for node, may in _asked(nodes, _sight(), str(token)):
+            if not may["see"]:
+                raise ClusterError(
+                    f"node {node.host} does not see {folder}; give a folder on storage that all "
+                    "nodes share under the same path (--out)"
+                )
+            if not may["write"]:
+                raise ClusterError(
+                    f"node {node.host} may not write to {folder}; let the user of its Ray "
+                    "processes do so"
+                )
     finally:
         token.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: it is somebody's
@@ -220,54 +247,39 @@ def _asked(
             ) from None
 
 
-def _check(node: Node, has: Mapping[str, Any], here: Mapping[str, str], folder: Path) -> None:
-    if has["musketeers"] is None:
-        raise ClusterError(
-            f"node {node.host} has no package musketeers; install the same version as here "
-            f"({here['musketeers']}) there: pip install 'musketeers[ray]'"
-        )
-    for name, version in here.items():
-        if has[name] != version:
-            raise ClusterError(
-                f"node {node.host} has {name} {has[name] or 'not at all'}, here it is {version}; "
-                "install the same everywhere, results depend on it"
-            )
-    if not has["sees"]:
-        raise ClusterError(
-            f"node {node.host} does not see {folder}; give a folder on storage that all nodes "
-            "share under the same path (--out)"
-        )
-    if not has["writes"]:
-        raise ClusterError(
-            f"node {node.host} may not write to {folder}; let the user of its Ray processes do so"
-        )
+# What nodes are asked: a function within a function is sent whole, and needs no package there.
+
+
+def _installed() -> Callable[..., dict[str, Any]]:
+    def installed(names: tuple[str, ...]) -> dict[str, str | None]:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+        from importlib.util import find_spec
+
+        found: dict[str, str | None] = {}
+        for name in names:
+            try:
+                # a package whose files are gone may have left its description behind
+                found[name] = version(name) if find_spec(name) else None
+            except PackageNotFoundError:
+                found[name] = None
+        return {**found, "python": platform.python_version()}
+
+    return installed
 
 
 def _sight() -> Callable[..., dict[str, Any]]:
-    """What a node is asked; within a function, it is sent whole and needs no package there."""
-
-    def sight(token: str, names: tuple[str, ...]) -> dict[str, Any]:
+    def sight(token: str) -> dict[str, bool]:
         import os
-        import platform
         import time
-        from importlib.metadata import PackageNotFoundError, version
-        from importlib.util import find_spec
         from pathlib import Path
-
-        def installed(name: str) -> str | None:
-            try:
-                return version(name) if find_spec(name) else None
-            except PackageNotFoundError:
-                return None
 
         file, until = Path(token), time.monotonic() + 5
         while not file.exists() and time.monotonic() < until:
             time.sleep(0.2)  # a network's file system may tell of new files late
         return {
-            **{name: installed(name) for name in names if name != "python"},
-            "python": platform.python_version(),
-            "sees": file.exists() and file.read_text(encoding="utf-8") == file.name,
-            "writes": os.access(file.parent, os.W_OK),
+            "see": file.exists() and file.read_text(encoding="utf-8") == file.name,
+            "write": os.access(file.parent, os.W_OK),
         }
 
     return sight

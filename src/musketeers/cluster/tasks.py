@@ -39,7 +39,7 @@ class Task:
         """`do` with these arguments on some node, references among them as what they stand for."""
         remote = ray.remote(do).options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, name=name,
-            # a worker that seemed lost may still write for a moment: files then get in the way
+            # one that is lost may live on for a moment, and take away what it itself had written
             max_retries=RETRIES, retry_exceptions=[OSError],
         )  # fmt: skip
         return cls(name, needs, cluster, remote.remote(*arguments))

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from musketeers import artifacts
+from musketeers.execution import InTurn, Jobs, Watched
 from musketeers.models.model import Settings
 from musketeers.models.tuning import Train, Try
-from musketeers.pipeline import Jobs
-from musketeers.run_folder import FolderCheckpoint
-from musketeers.training import Epoch
+from musketeers.training import ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,10 @@ class Attempts:
 
     def jobs(self, number: int, settings: Settings) -> Jobs:
         """Where the trainings of a try keep their progress."""
-        place = self._place(number, settings)
-        return lambda stage, domain, _: _Kept(place / stage / (domain or "all"))
+        place, writer = self._place(number, settings), token_hex(8)
+        return InTurn(
+            lambda stage, domain, _: Watched(place / stage / (domain or "all"), ignore, writer)
+        )
 
     def forget(self, number: int, settings: Settings) -> None:
         """Remove the progress of a try that lost; how it went is remembered."""
@@ -60,20 +62,6 @@ class Attempts:
 
     def _record(self, number: int, settings: Settings) -> Path:
         return self.folder / f"{_name(number, settings)}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """See `training.Job`."""
-
-    place: Path
-
-    def checkpoint(self, part: str) -> FolderCheckpoint:
-        """See `training.Job.checkpoint`."""
-        return FolderCheckpoint(self.place / part)
-
-    def on_epoch(self, epoch: Epoch, /) -> None:
-        """See `training.Job.on_epoch`; nobody is told."""
 
 
 def _name(number: int, settings: Mapping[str, Any]) -> str:
