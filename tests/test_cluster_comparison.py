@@ -13,6 +13,7 @@ import ray
 from clusters import add_node, cluster
 
 from musketeers import config as configuration
+from musketeers.cli import app
 from musketeers.cluster import tasks
 from musketeers.cluster.comparison import on_cluster
 from musketeers.cluster.connection import Needs, connected
@@ -22,7 +23,7 @@ from musketeers.comparison import study as study_module
 from musketeers.comparison.study import compare_models
 from musketeers.comparison.workers import Processes
 from musketeers.data.synthetic import planted
-from musketeers.errors import ClusterError, DivergedError
+from musketeers.errors import ClusterError, ConfigError, DivergedError
 from musketeers.models.registry import MODELS
 from musketeers.seeding import Seed
 
@@ -63,7 +64,9 @@ def small(tmp_path_factory):
         "cat": {"max_epochs": 2},
         "art": {"max_epochs": 2},
     }
-    return configuration.parse(settings, "test"), folder
+    config = configuration.parse(settings, "test")
+    (folder / "settings.toml").write_text(configuration.dump(config))
+    return config, folder
 
 
 def check_same(here, there):
@@ -91,12 +94,18 @@ def test_a_comparison_is_the_same_on_a_cluster(nodes, small, tmp_path, monkeypat
     options = {"models": ["pop", "ease", "cat_art"], "n_seeds": 2, "n_tries": 3}
     command.run(config, folder, tmp_path / "here", **options, workers=Processes.of(1))
     assert not read
-    with on_cluster(nodes.address, tmp_path / "there") as workers:
-        command.run(config, folder, tmp_path / "there", **options, workers=workers)
+    told_here = capsys.readouterr()
+    words = ["compare", folder / "settings.toml", "--models", "pop,ease,cat_art", "--seeds", 2,
+             "--tune", 3, "--out", tmp_path / "there", "--on", "ray",
+             "--address", nodes.address]  # fmt: skip
+    app([str(word) for word in words], standalone_mode=False)
+    told = capsys.readouterr()
     check_same(tmp_path / "here", tmp_path / "there")
     assert read == {0: 1, 1: 1}
-    told = capsys.readouterr().err
-    assert sum("of 14: seed" in line for line in told.splitlines()) == 28
+    assert told.out == told_here.out
+    assert sorted(line.partition(":")[2] for line in told.err.splitlines()) == sorted(
+        line.partition(":")[2] for line in told_here.err.splitlines()
+    )
 
 
 def test_what_no_node_has_is_told_and_the_others_go_on(nodes, small, tmp_path, monkeypatch):
@@ -151,9 +160,11 @@ def test_a_killed_nodes_jobs_are_done_again(nodes, small, tmp_path):
     check_same(tmp_path / "here", tmp_path / "there")
 
 
-def test_a_task_that_no_node_is_left_for_does_not_wait_forever(nodes, joined):
+def test_a_task_that_no_node_is_left_for_does_not_wait_forever(nodes, joined, monkeypatch):
     def wait():
         time.sleep(60)
+
+    monkeypatch.setattr(tasks, "UNFIT", 1.0)
 
     large = add_node(nodes, memory=64 * 10**9)
     task = Task.started("a large job", Needs(1, memory=32 * 10**9), joined, wait)
@@ -184,3 +195,20 @@ def test_a_task_raises_what_it_raised(joined, monkeypatch):
     stopped.set()
     with pytest.raises(ClusterError, match="job was stopped"):
         Task.started("job", Needs(1), joined, wait).result(stopped)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--on", "ray", "--jobs", "2"], "jobs is 2, which is for processes of this machine"),
+        (["--on", "ray", "--memory", "8G"], "memory is 8G, which is for processes of this machine"),
+        (["--address", "head:6379"], "address is 'head:6379', which is for --on ray; add that"),
+    ],
+)
+def test_options_that_do_not_go_together(small, tmp_path, words, told):
+    _, folder = small
+    out = tmp_path / "out"
+    settings = str(folder / "settings.toml")
+    with pytest.raises(ConfigError, match=told):
+        app(["compare", settings, "--out", str(out), *words], standalone_mode=False)
+    assert not out.exists()

@@ -4,6 +4,7 @@ Ray does a task again whose worker or node was lost.  A task that no node can do
 there, so whoever waits here looks at the nodes now and then.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
@@ -17,8 +18,9 @@ from musketeers.errors import ClusterError
 
 RETRIES = 10
 """How often a task is done again whose worker or node was lost."""
-LOOK = 2.0
-"""Seconds between looks at the nodes."""
+UNFIT = 60.0
+"""Seconds in which nodes that a task needs may come back."""
+_LOOK = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,15 +49,22 @@ class Task:
     def result(self, stopped: Event) -> Any:
         """What it gave, or raises what it raised.
 
-        Raises `ClusterError` if its worker is lost again and again, if no node that is left has
+        Raises `ClusterError` if its worker is lost again and again, if for a minute no node has had
         what it needs, and once everything is `stopped`.  What was begun is not cancelled (Ray may
         crash on it), but ends with the connection.
         """
         try:
-            while not ray.wait([self.answer], timeout=LOOK)[0]:
-                self.cluster.now().check(self.name, self.needs)
+            fit = time.monotonic()
+            while not ray.wait([self.answer], timeout=_LOOK)[0]:
                 if stopped.is_set():
                     raise ClusterError(f"{self.name} was stopped")
+                try:
+                    self.cluster.now().check(self.name, self.needs)
+                except ClusterError:
+                    if time.monotonic() - fit > UNFIT:
+                        raise
+                else:
+                    fit = time.monotonic()
             return ray.get(self.answer)
         except RayTaskError as error:
             raise getattr(error, "cause", None) or error from None
