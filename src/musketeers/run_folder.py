@@ -37,10 +37,12 @@ KINDS = {
 }
 """What a folder may hold -> the command that writes it."""
 
+CHECKPOINTS = "checkpoints"
+"""What an unfinished run has so far is in a folder of this name, which goes when it is finished."""
+
 _MANIFEST = "manifest.json"
 _CONFIG = "config.toml"
 _LOCK = ".lock"
-_CHECKPOINTS = "checkpoints"
 _KEYS = {
     "status": str,
     "settings": dict,
@@ -182,18 +184,18 @@ class RunFolder:
 
     def checkpoint(self, *job: str) -> FolderCheckpoint:
         """The place for the progress of one job, such as ``checkpoint("pretrain", "tv")``."""
-        return FolderCheckpoint(self.path.joinpath(_CHECKPOINTS, *job))
+        return FolderCheckpoint(self.path.joinpath(CHECKPOINTS, *job))
 
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep plain values until the run is finished, in place of those of before."""
-        place = self.path / _CHECKPOINTS
+        place = self.path / CHECKPOINTS
         with artifacts.writing(place):
             place.mkdir(exist_ok=True)
         artifacts.write_text(place / f"{name}.json", json.dumps(value) + "\n")
 
     def remembered(self, name: str) -> dict[str, Any] | None:
         """What `remember` kept, or None."""
-        file = self.path / _CHECKPOINTS / f"{name}.json"
+        file = self.path / CHECKPOINTS / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def settle(self, config_text: str) -> None:
@@ -218,7 +220,8 @@ class RunFolder:
 
     def finish(self) -> None:
         """Declare the run complete: its checkpoints go, and nobody may write it again."""
-        _remove(self.path / _CHECKPOINTS)
+        _remove(self.path / CHECKPOINTS)
+        self._clear_drafts()
         self._write(self.manifest() | {"status": "finished", "finished": _now()})
 
     def _begin(self, inputs: dict[str, Any], command: Sequence[str]) -> None:
@@ -258,7 +261,7 @@ class RunFolder:
     def _clear_drafts(self) -> None:
         # those of checkpoints go with these: a process that was given up may still be at one
         for draft in list(self.path.rglob(f"{artifacts.DRAFT_PREFIX}*")):
-            if self.path / _CHECKPOINTS not in draft.parents:
+            if self.path / CHECKPOINTS not in draft.parents:
                 _remove(draft)
 
     def _write(self, manifest: dict[str, Any]) -> None:
