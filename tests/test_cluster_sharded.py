@@ -10,11 +10,13 @@ from contextlib import contextmanager
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from clusters import add_node, cluster
 from test_resume import digests
 
 from musketeers import config as configuration
 from musketeers.cluster.sharded import fit_sharded
+from musketeers.cluster.whole import Whole
 from musketeers.data import readers
 from musketeers.data.shards import shard_of
 from musketeers.data.splits import split
@@ -176,6 +178,28 @@ def test_it_is_as_good_as_one_machine(base, nodes, expected, n_shards):
         assert np.mean(list(there.values())) == pytest.approx(np.mean(list(here.values())), rel=0.1)
 
 
+def test_what_is_served_is_compared_with_each_domain_alone_over_all_users(base, expected):
+    found = Whole.read(base / "whole")
+    runs = [open_run(base / "whole" / "shards" / str(n)) for n in range(2)]
+    for (name, metric), cell in found.differences.items():
+        values = {
+            model: np.concatenate([one.metrics[model][name].values[metric] for one in runs])
+            for model in (found.chosen[name], "smf")
+        }
+        test = scipy.stats.ttest_rel(values[found.chosen[name]], values["smf"])
+        if found.chosen[name] == "smf":
+            assert cell.p == 1
+        else:
+            assert cell.p == pytest.approx(test.pvalue)
+        assert cell.mean_b == pytest.approx(found.means["smf"][name][metric])
+    assert {name for name, _ in found.differences} == {"tv", "film"}
+
+
+def test_the_whole_names_the_runs_of_its_shards(base, expected):
+    with pytest.raises(RunError, match=r"give a run's folder, such as .*whole/shards/0$"):
+        open_run(base / "whole")
+
+
 # --- what happens to nodes
 
 
@@ -195,8 +219,9 @@ def test_a_node_lost_in_each_stage_changes_nothing(base, nodes, expected):
     run(base, nodes, out, watch=watch)
     add_node(nodes, num_cpus=2)
     assert not happenings
-    lost = [line for line in watch.said if "members were lost" in line]
-    assert [line[-10:] for line in lost] == ["on 2 nodes", "on 2 nodes", "on 1 nodes"]
+    assert sum("members were lost" in line for line in watch.said) == 3
+    again = [line[-10:] for line in watch.said if "go on from their last epoch" in line]
+    assert again == ["on 2 nodes", "on 2 nodes", "on 1 nodes"]
     assert digests(out) == expected
     assert len(RunFolder(out / "shards" / "0").manifest()["resumed"]) == 3
 

@@ -318,9 +318,11 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("kind") not in tuple(KINDS):
         raise RunError(f"{file}: is not a run's manifest; choose another folder")
     if found["kind"] != kind:
+        has_runs = found["kind"] == "sharded run" and kind == "run"
+        where = f"such as {path / 'shards' / '0'}" if has_runs else f"made by {KINDS[kind]}"
         raise RunError(
             f"{path}: holds a {found['kind']}, made by {KINDS[found['kind']]}; give a {kind}'s "
-            f"folder, made by {KINDS[kind]}"
+            f"folder, {where}"
         )
     if found.get("format") != FORMAT:
         raise RunError(
