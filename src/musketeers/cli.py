@@ -5,11 +5,14 @@ import sys
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from musketeers.parties import commands as parties
+
+if TYPE_CHECKING:
+    from musketeers.execution import Executor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +35,21 @@ Device = Annotated[
     typer.Option(
         help="cpu, or cuda for a GPU: the three stages and lists are computed there, iALS and "
         "linear models not. The lists of a model are the same on both."
+    ),
+]
+On = Annotated[
+    Literal["here", "ray"],
+    typer.Option(
+        help="Where to train: here, or on a Ray cluster that is running, one domain on one node at "
+        "a time, to the same result; RUN is then a folder that all its nodes see."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="With --on ray: the cluster. By default what RAY_ADDRESS says, or else the one that "
+        "runs on this machine.",
     ),
 ]
 Domain = Annotated[str, typer.Option(help="The domain's name.")]
@@ -74,6 +92,20 @@ def _check_extra(extra: str, *packages: str) -> None:
         raise MissingExtraError(
             f"this needs {absent[0]}, which is not installed: pip install 'musketeers[{extra}]'"
         )
+
+
+def _executor(on: str, address: str | None) -> "Executor":
+    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
+    if on == "here":
+        from musketeers.errors import ConfigError
+        from musketeers.execution import HERE
+
+        if address is not None:
+            raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
+        return HERE
+    from musketeers.cluster.executor import RayExecutor
+
+    return RayExecutor(address)
 
 
 @app.callback()
@@ -123,6 +155,8 @@ def fit(
         ),
     ] = None,
     device: Device = "cpu",
+    on: On = "here",
+    address: Address = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -150,7 +184,7 @@ def fit(
         result = runs.fit_run(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, n_tries=tune, budget=budget,
-            command=sys.argv,
+            executor=_executor(on, address), command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))
 
