@@ -14,6 +14,7 @@ from musketeers.parties import commands as parties
 
 if TYPE_CHECKING:
     from musketeers.comparison.workers import Workers
+    from musketeers.execution import Executor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,8 +105,7 @@ def _workers(
     from musketeers.errors import ConfigError
 
     if on == "here":
-        if address is not None:
-            raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
+        _refuse_address(address)
         return nullcontext(Processes.of(jobs, in_bytes(memory)))
     for name, value in (("jobs", jobs), ("memory", memory)):
         if value is not None:
@@ -116,6 +116,25 @@ def _workers(
     from musketeers.cluster.comparison import on_cluster
 
     return on_cluster(address, out)
+
+
+def _executor(on: str, address: str | None) -> "Executor":
+    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
+    if on == "here":
+        from musketeers.execution import HERE
+
+        _refuse_address(address)
+        return HERE
+    from musketeers.cluster.executor import RayExecutor
+
+    return RayExecutor(address)
+
+
+def _refuse_address(address: str | None) -> None:
+    from musketeers.errors import ConfigError
+
+    if address is not None:
+        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
 
 
 @app.callback()
@@ -165,6 +184,8 @@ def fit(
         ),
     ] = None,
     device: Device = "cpu",
+    on: On = "here",
+    address: Address = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -192,7 +213,7 @@ def fit(
         result = runs.fit_run(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, n_tries=tune, budget=budget,
-            command=sys.argv,
+            executor=_executor(on, address), command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))
 

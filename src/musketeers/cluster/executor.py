@@ -29,7 +29,7 @@ LOSSES = 5
 """Workers that a job may lose; what goes wrong so often is not the machines' fault."""
 UNFIT = 60.0
 """Seconds in which nodes that a job needs may come back."""
-_POLL = 0.25
+_POLL = 0.1
 _LOOK = 5.0
 
 
