@@ -86,7 +86,7 @@ def as_one_machine(partition, run, base, n_shards=3):
         ("bytes", "random"),
         ("unsigned", "last"),
         ("narrow", "time"),
-        ("dates", "time"),
+        ("categories", "time"),
     ],
 )
 def test_files_are_those_of_one_machine_byte_by_byte(partition, tmp_path, kind, method):
