@@ -17,6 +17,7 @@ KINDS = {
     "unsigned": [pl.UInt64, pl.Int8],
     "text": [pl.String, pl.String],
     "mixed": [pl.Int32, pl.String],
+    "categories": [pl.Categorical, pl.String],
     "bytes": [pl.Binary, pl.String],
     "dates": [pl.Date, pl.Date],
 }
@@ -40,7 +41,7 @@ def config(domains, *, method="random", min_user=4, min_item=3, **more):
 
 def column(numbers, kind):
     ids = pl.Series(numbers).cast(pl.Int32)
-    return ids.cast(pl.String).cast(kind) if kind == pl.Binary else ids.cast(kind)
+    return (ids.cast(pl.String) if kind in (pl.Binary, pl.Categorical) else ids).cast(kind)
 
 
 def frame(seed, kind, *, n_users=40, n_items=25, n=600):

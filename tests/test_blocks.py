@@ -12,7 +12,7 @@ from musketeers.data.columns import Faults, alike, id_faults, refuse_ids, refuse
 from musketeers.data.readers import from_frames
 from musketeers.data.shards import shard_of
 from musketeers.data.splits import split
-from musketeers.data.vocabulary import Vocabulary
+from musketeers.data.vocabulary import Vocabulary, plain
 from musketeers.errors import DataError
 from musketeers.seeding import Seed
 
@@ -30,7 +30,7 @@ def core_of(whole, run, *, n_parts, n_buckets):
     parts = parts_of(whole, n_parts)
     surveys = [Survey.of([part], COLUMNS) for part in parts]
     items = Vocabulary.of(pl.concat([one.items.values for one in surveys]))
-    own = {"user_type": whole["user_id"].dtype, "items": items, "n_buckets": n_buckets}
+    own = {"user_type": plain(whole["user_id"]).dtype, "items": items, "n_buckets": n_buckets}
     rows = pa.concat_tables(blocks.rows(part, COLUMNS, **own) for part in parts)
     buckets = rows[blocks.BUCKET].to_numpy()
     users = []

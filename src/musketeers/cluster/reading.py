@@ -75,6 +75,7 @@ def partition(
     made of others; `ArtifactError` if it cannot be written; `ClusterError` if the cluster fails.
     """
     _check(config, n_shards)
+    folder = folder.absolute()  # tasks may run anywhere
     columns = {name: wanted(config.data, name) for name in config.data.domains}
     places = {name: find(source, base) for name, source in config.data.domains.items()}
     refuse_shared({n: [(p.name, p.identity) for p in own] for n, own in places.items()})
