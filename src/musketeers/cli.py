@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -130,6 +131,16 @@ def _executor(on: str, address: str | None) -> "Executor":
     return RayExecutor(address)
 
 
+def _check_shards(on: str, given: Mapping[str, bool]) -> None:
+    """Raise `ConfigError` for options that do not go with shards."""
+    from musketeers.errors import ConfigError
+
+    if on != "ray":
+        raise ConfigError("shards are for a cluster; add --on ray, or leave them out")
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise ConfigError(f"{wrong[0]} is not for shards of users; leave out one of the two")
+
+
 def _refuse_address(address: str | None) -> None:
     from musketeers.errors import ConfigError
 
@@ -186,6 +197,14 @@ def fit(
     device: Device = "cpu",
     on: On = "here",
     address: Address = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --on ray: spread the users over N members, for data that no machine holds. "
+            "Each writes a run of its own users, RUN/shards/0 and so on.",
+        ),
+    ] = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -209,6 +228,22 @@ def fit(
     from musketeers.progress import watching
     from musketeers.report import tables
 
+    if shards is not None:
+        _check_shards(
+            on, {"tune": tune > 1, "budget": budget is not None, "device": device != "cpu"}
+        )
+        from musketeers.cluster.sharded import fit_sharded
+
+        with watching(out, resume=resume) as watch:
+            whole = fit_sharded(
+                settings.load(config), config.parent, out, n_shards=shards, address=address,
+                resume=resume, threads=threads, only=only, watch=watch, command=sys.argv,
+            )  # fmt: skip
+        tables.show(
+            tables.comparison(whole.means, whole.differences),
+            f"Run:    {out}\nShards: {out / 'shards'}, 0 to {shards - 1}, each a run of its users",
+        )
+        return
     with watching(out, resume=resume) as watch, computing_on(device):
         result = runs.fit_run(
             settings.load(config), config.parent, out,
