@@ -271,7 +271,7 @@ def test_arrays_are_sent_once_as_long_as_they_live(nodes):
     assert first.arrays[0] == second.arrays[0]
     assert first.arrays[1] != second.arrays[1]
     assert first.arrays[2] is small
-    found = unpack(first.data, ray.get(list(first.arrays[:2])) + [small])
+    found = unpack(first.data, [*ray.get(list(first.arrays[:2])), small])
     assert found["shared"].tolist() == shared.tolist()
     assert found["own"].sum() == SMALL
     assert not found["shared"].flags.writeable

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import scipy.stats
 from clusters import add_node, cluster
+from test_cli import call
 from test_resume import digests
 
 from musketeers import config as configuration
@@ -244,7 +245,10 @@ def test_a_killed_driver_is_followed_by_one_that_goes_on(base, nodes, expected):
     run(base, nodes, out, resume=True)
     assert digests(out) == expected
     # a finished one is left as it is
-    run(base, nodes, out, resume=True)
+    words = [base / "run.toml", "--out", out, "--on", "ray", "--address", nodes.address]
+    code, told, log = call("fit", *words, "--shards", "2", "--resume")
+    assert (code, b"significantly" in told) == (0, True)
+    assert "the run is finished; nothing is trained" in log
     assert digests(out) == expected
 
 
@@ -271,6 +275,22 @@ def test_a_method_that_needs_all_users_is_refused(base, nodes):
     )
     with pytest.raises(ConfigError, match=r"pretrain\.method of tv is ials"):
         fit_sharded(config, base, base / "never", n_shards=2, address=nodes.address)
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--shards", "2"], "shards are for a cluster; add --on ray"),
+        (["--on", "ray", "--shards", "2", "--budget", "5m"], "budget is not for shards of users"),
+        (["--on", "ray", "--shards", "2", "--tune", "3"], "tune is not for shards of users"),
+        (["--on", "ray", "--shards", "2", "--device", "cuda"], "device is not for shards"),
+    ],
+)
+def test_options_that_do_not_go_with_shards_are_refused(base, words, rule):
+    out = base / "never"
+    code, _, log = call("fit", base / "run.toml", "--out", out, *words)
+    assert (code, rule in log) == (1, True)
+    assert not out.exists()
 
 
 def test_too_few_processors_are_named(base, nodes):

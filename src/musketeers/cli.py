@@ -232,9 +232,9 @@ def fit(
         _check_shards(
             on, {"tune": tune > 1, "budget": budget is not None, "device": device != "cpu"}
         )
-        from musketeers.cluster.sharded import fit_sharded
+        from musketeers.cluster.sharded import KIND, fit_sharded
 
-        with watching(out, resume=resume) as watch:
+        with watching(out, resume=resume, kind=KIND) as watch:
             whole = fit_sharded(
                 settings.load(config), config.parent, out, n_shards=shards, address=address,
                 resume=resume, threads=threads, only=only, watch=watch, command=sys.argv,
