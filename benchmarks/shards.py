@@ -88,11 +88,11 @@ def main() -> None:
 
 
 def plant(folder: Path, *, quick: bool) -> None:
-    """Three domains of 40,000 users who are known in three of five, a million pairs in each."""
+    """Three domains of 600,000 pairs; each knows three of five of 30,000 users."""
     shrink = 20 if quick else 1
     synth(
-        folder, preset="paper", domains=3, users=40_000 // shrink, items=5_000 // shrink,
-        pairs=1_000_000 // shrink, known=0.6,
+        folder, preset="paper", domains=3, users=30_000 // shrink, items=4_000 // shrink,
+        pairs=600_000 // shrink, known=0.6,
     )  # fmt: skip
 
 
