@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.attempts import Attempts
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Split
@@ -21,10 +20,11 @@ from musketeers.data.splits import split
 from musketeers.errors import RunError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.models.attempts import Attempts
 from musketeers.models.model import Made, Settings, valid_ndcg
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import Each, Trainer, Try, best_of, measured, stream, tries
+from musketeers.models.tuning import Each, Try, best_of, stream, tries
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -114,8 +114,9 @@ def run(plan: Plan, job: Job, splits: Splits) -> None:
     A job that was cut off goes on from the last epoch of the try that it was at.
     """
     if not is_done(plan, job):
-        trainer = _trainer(plan, job, _task(plan, job, splits))
-        found = tuned(plan, job, partial(map, _attempts(plan, job).once(trainer)))
+        attempts = _attempts(plan, job)
+        trainer = attempts.trainer(MODELS[job.model], _task(plan, job, splits))
+        found = tuned(plan, job, partial(map, attempts.once(trainer)))
         _conclude(plan, job, splits, found, trainer.best)
 
 
@@ -126,12 +127,9 @@ def tuned(plan: Plan, job: Job, each: Each) -> tuple[Try, ...]:
     """
     attempts, ended = _attempts(plan, job), list[Try]()
 
-    def on_try(number: int, tried: Try) -> None:
-        before = best_of(ended)
+    def on_try(_: int, tried: Try) -> None:
         ended.append(tried)
-        lost = before if best_of(ended) == number else number
-        if lost is not None:
-            attempts.forget(lost, ended[lost].settings)
+        attempts.tidy(ended)
 
     return tries(
         each, MODELS[job.model].space, n_tries=plan.n_tries,
@@ -141,8 +139,9 @@ def tuned(plan: Plan, job: Job, each: Each) -> tuple[Try, ...]:
 
 def attempt(plan: Plan, job: Job, splits: Splits, number: int, settings: Settings) -> Try:
     """One try of the job, which goes on where it was cut off; recalled if it went well before."""
-    trainer = _trainer(plan, job, _task(plan, job, splits))
-    return _attempts(plan, job).once(trainer)(number, settings)
+    attempts = _attempts(plan, job)
+    trainer = attempts.trainer(MODELS[job.model], _task(plan, job, splits))
+    return attempts.once(trainer)(number, settings)
 
 
 def finish(plan: Plan, job: Job, splits: Splits, found: Sequence[Try]) -> None:
@@ -215,7 +214,9 @@ def _conclude(
     if number is None:
         raise RunError(found[0].failure)
     best, task = found[number], _task(plan, job, splits)
-    made = kept[1] if kept and kept[0] is best else _fit(plan, job, task, number, best.settings)
+    attempts = _attempts(plan, job)
+    trainer = attempts.trainer(MODELS[job.model], task)
+    made = kept[1] if kept and kept[0] is best else trainer.fit(number, best.settings)
     metrics = {
         name: measure(
             one.scorer, task.splits[name], task.seed.child("sampled", name),
@@ -235,16 +236,7 @@ def _conclude(
     with artifacts.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
-    _attempts(plan, job).clear()
-
-
-def _trainer(plan: Plan, job: Job, task: Task) -> Trainer[Made]:
-    return Trainer(partial(_fit, plan, job, task), partial(measured, task=task))
-
-
-def _fit(plan: Plan, job: Job, task: Task, number: int, settings: Settings) -> Made:
-    jobs = _attempts(plan, job).jobs(number, settings)
-    return MODELS[job.model].fit(replace(task, jobs=jobs), settings)
+    attempts.clear()
 
 
 def _attempts(plan: Plan, job: Job) -> Attempts:

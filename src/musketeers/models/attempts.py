@@ -1,9 +1,10 @@
-"""What a job has until it is done: how its tries went, and how far the running ones are."""
+"""What a tuning has until it is done: how its tries went, and how far the running ones are."""
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -11,20 +12,29 @@ from typing import Any
 
 from musketeers import artifacts
 from musketeers.execution import InTurn, Jobs, Watched
-from musketeers.models.model import Settings
-from musketeers.models.tuning import Train, Try
+from musketeers.models.model import Made, Model, Settings
+from musketeers.models.tuning import Train, Trainer, Try, best_of, measured
+from musketeers.task import Task
 from musketeers.training import ignore
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The tries of one job in a folder, each under its number and what it was to try.
+    """The tries of one model in a folder, each under its number and what it was to try.
 
     Whoever begins a try again, in this process or on another machine, goes on from its last epoch
     and ends with the same; one that has ended is not trained again.
     """
 
     folder: Path
+
+    def trainer(self, model: Model, task: Task) -> Trainer[Made]:
+        """Trains the model's tries, each of which keeps its progress here."""
+
+        def fit(number: int, settings: Settings) -> Made:
+            return model.fit(replace(task, jobs=self.jobs(number, settings)), settings)
+
+        return Trainer(fit, partial(measured, task=task))
 
     def once(self, train: Train) -> Train:
         """`train`, but for tries that went well before: those are recalled."""
@@ -48,10 +58,16 @@ class Attempts:
             lambda stage, domain, _: Watched(place / stage / (domain or "all"), ignore, writer)
         )
 
-    def forget(self, number: int, settings: Settings) -> None:
-        """Remove the progress of a try that lost; how it went is remembered."""
-        # what cannot be removed costs room alone, until all goes when the comparison is finished
-        shutil.rmtree(self._place(number, settings), ignore_errors=True)
+    def tidy(self, found: Sequence[Try]) -> None:
+        """Remove the progress of whichever try lost now that the last of these has ended.
+
+        How it went is remembered.
+        """
+        last = len(found) - 1
+        lost = best_of(found[:-1]) if best_of(found) == last else last
+        if lost is not None:
+            # what cannot be removed costs room alone, until all goes in the end
+            shutil.rmtree(self._place(lost, found[lost].settings), ignore_errors=True)
 
     def clear(self) -> None:
         """Remove all of it."""
