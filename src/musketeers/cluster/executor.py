@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from musketeers.cluster.board import Board, News, View, open_board
 from musketeers.cluster.connection import Cluster, Needs, connected
 from musketeers.cluster.parcels import Shelf, unpack
+from musketeers.cluster.tasks import spread
 from musketeers.costs import Cost, metered
 from musketeers.data.domains import Split
 from musketeers.device import computing_on, gpu
@@ -112,6 +113,14 @@ class RayWorkers:
                 ray.cancel(task, force=True)
             view.close()
         return {name: made[name] for name in work}
+
+    def spread(
+        self, name: str, do: Callable[..., Made], *, n_threads: int, memory: int
+    ) -> Callable[..., Iterable[Made]]:
+        """See `Workers.spread`."""
+        needs = Needs(n_threads, 1 if gpu() else 0, memory)
+        self.cluster.check(name, needs)
+        return spread(name, needs, self.cluster, self.shelf.pack(do))
 
     def _ended(
         self, tasks: dict[Any, str], view: View, patience: "_Patience"

@@ -5,16 +5,20 @@ there, so whoever waits here looks at the nodes now and then.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from musketeers.cluster.connection import Cluster, Needs
+from musketeers.cluster.parcels import Parcel, unpack
+from musketeers.device import computing_on
 from musketeers.errors import ClusterError
+from musketeers.parallel import libraries_on_one_thread
 
 RETRIES = 10
 """How often a task is done again whose worker or node was lost."""
@@ -74,3 +78,28 @@ class Task:
                 f"{self.name} was lost with its worker {RETRIES + 1} times, the last time: "
                 f"{reason}; look at the nodes' memory and logs, --resume goes on"
             ) from None
+
+
+def spread(name: str, needs: Needs, cluster: Cluster, do: Parcel) -> Callable[..., Generator[Any]]:
+    """As `map` with what the parcel holds: every call a task, all of them begun at once.
+
+    The first argument of a call is its number, from 0.
+    """
+
+    def each(*columns: Iterable[Any]) -> Generator[Any]:
+        device = "cuda" if needs.gpus else "cpu"
+        begun = [
+            Task.started(
+                f"{name}, try {row[0] + 1}", needs, cluster,
+                _call, device, do.data, row, *do.arrays,
+            )
+            for row in zip(*columns, strict=True)
+        ]  # fmt: skip
+        return (task.result(Event()) for task in begun)
+
+    return each
+
+
+def _call(device: str, data: bytes, row: Sequence[Any], *arrays: np.ndarray) -> Any:
+    with libraries_on_one_thread(), computing_on(device):
+        return unpack(data, arrays)(*row)

@@ -17,14 +17,14 @@ from musketeers.data import readers
 from musketeers.data.domains import Split
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
-from musketeers.errors import RunError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.models import attempts
 from musketeers.models.attempts import Attempts
 from musketeers.models.model import Made, Settings, valid_ndcg
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import Each, Try, best_of, stream, tries
+from musketeers.models.tuning import Each, Try, Tuned
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -114,43 +114,31 @@ def run(plan: Plan, job: Job, splits: Splits) -> None:
     A job that was cut off goes on from the last epoch of the try that it was at.
     """
     if not is_done(plan, job):
-        attempts = _attempts(plan, job)
-        trainer = attempts.trainer(MODELS[job.model], _task(plan, job, splits))
-        found = tuned(plan, job, partial(map, attempts.once(trainer)))
-        _conclude(plan, job, splits, found, trainer.best)
+        task, kept = _task(plan, job, splits), _attempts(plan, job)
+        trainer = kept.trainer(job.model, task)
+        found = tuned(plan, job, partial(map, kept.once(trainer)))
+        _write(plan, job, task, kept.made(job.model, task, found, trainer.best))
 
 
 def tuned(plan: Plan, job: Job, each: Each) -> tuple[Try, ...]:
-    """The tries of the job, trained wherever `each` does so; needs no data here.
-
-    Of what their trainings left, that of the best is kept.
-    """
-    attempts, ended = _attempts(plan, job), list[Try]()
-
-    def on_try(_: int, tried: Try) -> None:
-        ended.append(tried)
-        attempts.tidy(ended)
-
-    return tries(
-        each, MODELS[job.model].space, n_tries=plan.n_tries,
-        seed=stream(job.model, Seed(job.seed), job.domain), on_try=on_try,
-    )  # fmt: skip
+    """The tries of the job, trained wherever `each` does so; needs no data here."""
+    return _attempts(plan, job).tuned(
+        each, job.model, n_tries=plan.n_tries, seed=Seed(job.seed), target=job.domain
+    )
 
 
 def attempt(plan: Plan, job: Job, splits: Splits, number: int, settings: Settings) -> Try:
     """One try of the job, which goes on where it was cut off; recalled if it went well before."""
-    attempts = _attempts(plan, job)
-    trainer = attempts.trainer(MODELS[job.model], _task(plan, job, splits))
-    return attempts.once(trainer)(number, settings)
+    return attempts.attempt(
+        job.progress(plan.out), job.model, _task(plan, job, splits), number, settings
+    )
 
 
 def finish(plan: Plan, job: Job, splits: Splits, found: Sequence[Try]) -> None:
-    """Measure the best of the job's tries and write it down, unless it is done already.
-
-    The model is made again from what its trainings left, bitwise the same.
-    """
+    """Measure the best of the job's tries and write it down, unless it is done already."""
     if not is_done(plan, job):
-        _conclude(plan, job, splits, found, None)
+        task = _task(plan, job, splits)
+        _write(plan, job, task, _attempts(plan, job).made(job.model, task, found))
 
 
 def n_tries(plan: Plan, job: Job) -> int:
@@ -206,17 +194,9 @@ def size(plan: Plan, job: Job) -> Size:
     return Size.of(everything, names, dim=_config(plan.config_text).dim)
 
 
-def _conclude(
-    plan: Plan, job: Job, splits: Splits, found: Sequence[Try], kept: tuple[Try, Made] | None
-) -> None:
-    """Measure the best try's model, the one that was `kept` or another, and write it down."""
-    number = best_of(found)
-    if number is None:
-        raise RunError(found[0].failure)
-    best, task = found[number], _task(plan, job, splits)
-    attempts = _attempts(plan, job)
-    trainer = attempts.trainer(MODELS[job.model], task)
-    made = kept[1] if kept and kept[0] is best else trainer.fit(number, best.settings)
+def _write(plan: Plan, job: Job, task: Task, chosen: Tuned) -> None:
+    """Measure the best try's model and write it down."""
+    made: Made = chosen.made
     metrics = {
         name: measure(
             one.scorer, task.splits[name], task.seed.child("sampled", name),
@@ -228,15 +208,15 @@ def _conclude(
         "domains": list(metrics),
         "metrics": list(next(iter(metrics.values())).values),
         "valid": valid_ndcg(made, task),
-        "settings": dict(best.settings),
-        "tries": [asdict(tried) for tried in found],
+        "settings": dict(chosen.best.settings),
+        "tries": [asdict(tried) for tried in chosen.tries],
         **_described(made),
     }
     place = job.place(plan.out)
     with artifacts.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
-    attempts.clear()
+    _attempts(plan, job).clear()
 
 
 def _attempts(plan: Plan, job: Job) -> Attempts:

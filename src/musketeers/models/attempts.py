@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -11,9 +11,23 @@ from secrets import token_hex
 from typing import Any
 
 from musketeers import artifacts
+from musketeers.errors import RunError
 from musketeers.execution import InTurn, Jobs, Watched
-from musketeers.models.model import Made, Model, Settings
-from musketeers.models.tuning import Train, Trainer, Try, best_of, measured
+from musketeers.models.model import Made, Settings
+from musketeers.models.registry import MODELS
+from musketeers.models.tuning import (
+    Each,
+    Train,
+    Trainer,
+    Try,
+    Tuned,
+    best_of,
+    measured,
+    quiet,
+    stream,
+    tries,
+)
+from musketeers.seeding import Seed
 from musketeers.task import Task
 from musketeers.training import ignore
 
@@ -28,11 +42,11 @@ class Attempts:
 
     folder: Path
 
-    def trainer(self, model: Model, task: Task) -> Trainer[Made]:
-        """Trains the model's tries, each of which keeps its progress here."""
+    def trainer(self, name: str, task: Task) -> Trainer[Made]:
+        """Trains tries of the model `name`, each of which keeps its progress here."""
 
         def fit(number: int, settings: Settings) -> Made:
-            return model.fit(replace(task, jobs=self.jobs(number, settings)), settings)
+            return MODELS[name].fit(replace(task, jobs=self.jobs(number, settings)), settings)
 
         return Trainer(fit, partial(measured, task=task))
 
@@ -58,16 +72,48 @@ class Attempts:
             lambda stage, domain, _: Watched(place / stage / (domain or "all"), ignore, writer)
         )
 
-    def tidy(self, found: Sequence[Try]) -> None:
-        """Remove the progress of whichever try lost now that the last of these has ended.
+    def tuned(
+        self,
+        each: Each,
+        name: str,
+        *,
+        n_tries: int,
+        seed: Seed,
+        target: str | None,
+        on_try: Callable[[int, Try], None] = quiet,
+    ) -> tuple[Try, ...]:
+        """`tries` of the model `name`, trained by `each`; needs no data.
 
-        How it went is remembered.
+        Of what their trainings left here, that of the best is kept.
         """
-        last = len(found) - 1
-        lost = best_of(found[:-1]) if best_of(found) == last else last
-        if lost is not None:
-            # what cannot be removed costs room alone, until all goes in the end
-            shutil.rmtree(self._place(lost, found[lost].settings), ignore_errors=True)
+        ended: list[Try] = []
+
+        def on_end(number: int, tried: Try) -> None:
+            ended.append(tried)
+            lost = best_of(ended[:-1]) if best_of(ended) == number else number
+            if lost is not None:
+                # what cannot be removed costs room alone, until all goes in the end
+                shutil.rmtree(self._place(lost, ended[lost].settings), ignore_errors=True)
+            on_try(number, tried)
+
+        space, stream_of = MODELS[name].space, stream(name, seed, target)
+        return tries(each, space, n_tries=n_tries, seed=stream_of, on_try=on_end)
+
+    def made(
+        self, name: str, task: Task, found: Sequence[Try], kept: tuple[Try, Made] | None = None
+    ) -> Tuned:
+        """The best of the tries; unless it was `kept`, it is made again, bitwise the same.
+
+        That goes on from what its trainings left.  Raises `RunError` with the first failure if all
+        failed.
+        """
+        number = best_of(found)
+        if number is None:
+            raise RunError(found[0].failure)
+        best = found[number]
+        if kept and kept[0] is best:
+            return Tuned(kept[1], best, tuple(found))
+        return Tuned(self.trainer(name, task).fit(number, best.settings), best, tuple(found))
 
     def clear(self) -> None:
         """Remove all of it."""
@@ -78,6 +124,12 @@ class Attempts:
 
     def _record(self, number: int, settings: Settings) -> Path:
         return self.folder / f"{_name(number, settings)}.json"
+
+
+def attempt(folder: Path, name: str, task: Task, number: int, settings: Settings) -> Try:
+    """One try of the model `name` that keeps its progress in the folder, as `Attempts` does."""
+    attempts = Attempts(folder)
+    return attempts.once(attempts.trainer(name, task))(number, settings)
 
 
 def _name(number: int, settings: Mapping[str, Any]) -> str:
