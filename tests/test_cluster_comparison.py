@@ -237,7 +237,7 @@ def test_a_task_raises_what_it_raised(joined, monkeypatch):
     def wait():
         time.sleep(9)
 
-    monkeypatch.setattr(tasks, "RETRIES", 1)
+    monkeypatch.setattr(tasks, "LOSSES", 1)
     for do, error, told in (
         (diverge, DivergedError, r"^epoch 3$"),
         (crash, ClusterError, r"^job was lost with its worker 2 times, the last time: "),

@@ -14,6 +14,7 @@ from musketeers.parties import commands as parties
 
 if TYPE_CHECKING:
     from musketeers.comparison.workers import Workers
+    from musketeers.execution import Executor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,20 +96,39 @@ def _check_extra(extra: str, *packages: str) -> None:
         )
 
 
+def _on_ray(on: str, address: str | None) -> bool:
+    """Whether a cluster is to do the jobs; raises `ConfigError` for an address without."""
+    if on == "here" and address is not None:
+        from musketeers.errors import ConfigError
+
+        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
+    return on == "ray"
+
+
+def _executor(on: str, address: str | None) -> "Executor":
+    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
+    if _on_ray(on, address):
+        from musketeers.cluster.executor import RayExecutor
+
+        return RayExecutor(address)
+    from musketeers.execution import HERE
+
+    return HERE
+
+
 def _workers(
     on: str, address: str | None, out: Path, jobs: int | None, memory: str | None
 ) -> AbstractContextManager["Workers"]:
-    """Who does the jobs of a comparison into `out`; raises as they are found or connected to."""
-    from musketeers.comparison.command import in_bytes
-    from musketeers.comparison.workers import Processes
-    from musketeers.errors import ConfigError
+    """Who does the jobs of a comparison into `out`."""
+    if not _on_ray(on, address):
+        from musketeers.comparison.command import in_bytes
+        from musketeers.comparison.workers import Processes
 
-    if on == "here":
-        if address is not None:
-            raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
         return nullcontext(Processes.of(jobs, in_bytes(memory)))
     for name, value in (("jobs", jobs), ("memory", memory)):
         if value is not None:
+            from musketeers.errors import ConfigError
+
             raise ConfigError(
                 f"{name} is {value}, which is for processes of this machine; leave it out, a "
                 "cluster's nodes say what they have"
@@ -165,6 +185,8 @@ def fit(
         ),
     ] = None,
     device: Device = "cpu",
+    on: On = "here",
+    address: Address = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -192,7 +214,7 @@ def fit(
         result = runs.fit_run(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, n_tries=tune, budget=budget,
-            command=sys.argv,
+            executor=_executor(on, address), command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))
 

@@ -6,24 +6,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from threading import current_thread
+from typing import Any, TextIO, cast
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from musketeers import artifacts
-from musketeers.errors import ClusterError, MissingExtraError
+from musketeers.errors import ClusterError
 from musketeers.run_folder import versions
-
-try:
-    import ray
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ImportError as error:
-    raise MissingExtraError(
-        f"this needs {error.name}, which is not installed: pip install 'musketeers[ray]'"
-    ) from None
 
 REACHED = 30.0
 """Seconds that a cluster may take to answer."""
@@ -100,24 +96,46 @@ def connected(address: str | None, folder: Path | None) -> Generator[Cluster]:
     with other versions of Python, ray, or what results depend on, for a node without this package,
     and for a node that does not see `folder` or may not write there.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(address or os.environ.get("RAY_ADDRESS") or "auto")
-    at = ray.get_runtime_context().gcs_address
-    try:
-        if not ours and address not in (None, "auto", at):
-            raise ClusterError(
-                f"this process is connected to the cluster at {at} already, not to {address}; "
-                "leave out the address or call ray.shutdown() before"
-            )
+    with _session(address) as at:
         nodes = tuple(_nodes(at))
         _check_packages(nodes)
         if folder:
             _check_storage(nodes, folder.resolve())
         yield Cluster(at, nodes)
+
+
+@contextmanager
+def _session(address: str | None) -> Generator[str]:
+    """The address of the cluster that this process is connected to until the block ends."""
+    if ray.is_initialized():
+        at = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", at):
+            raise ClusterError(
+                f"this process is connected to the cluster at {at} already, not to {address}; "
+                "leave out the address or call ray.shutdown() before"
+            )
+        yield at
+        return
+    _connect(address or os.environ.get("RAY_ADDRESS") or "auto")
+    try:
+        with redirect_stdout(cast(TextIO, _WithoutRay(sys.stdout))):
+            yield ray.get_runtime_context().gcs_address
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
+
+
+class _WithoutRay:
+    """A stdout for results: what ray's threads print of nodes that die goes to stderr."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        ours = not current_thread().name.startswith("ray_")
+        return (self._stdout if ours else sys.stderr).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
 
 
 def _connect(address: str) -> None:
@@ -157,6 +175,11 @@ def _refusal(where: str, told: str) -> str:
     """What ray told of a connection that failed, in one line."""
     if "Could not find any running Ray instance" in told:
         return f"no Ray cluster {where}; {_START}"
+    if "InvalidAuthToken" in told:
+        return (
+            f"the cluster {where} asks for a token that this process does not have; set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its nodes"
+        )
     lines = told.strip().splitlines() or ["no reason was given"]
     if (mismatch := told.find("Version mismatch")) >= 0:
         told = " ".join(told[mismatch:].split())

@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from musketeers.cluster.board import Board, News, View, open_board
 from musketeers.cluster.connection import Cluster, Needs, connected
 from musketeers.cluster.parcels import Shelf, unpack
-from musketeers.cluster.tasks import spread
+from musketeers.cluster.tasks import LOSSES, UNFIT, spread
 from musketeers.costs import Cost, metered
 from musketeers.data.domains import Split
 from musketeers.device import computing_on, gpu
@@ -26,11 +26,7 @@ from musketeers.execution import Keeper, Made, Watched, Work
 from musketeers.models.needs import Size, one_domain
 from musketeers.parallel import libraries_on_one_thread
 
-LOSSES = 5
-"""Workers that a job may lose; what goes wrong so often is not the machines' fault."""
-UNFIT = 60.0
-"""Seconds in which nodes that a job needs may come back."""
-_POLL = 0.25
+_POLL = 0.1
 _LOOK = 5.0
 
 

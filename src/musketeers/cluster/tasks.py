@@ -20,8 +20,8 @@ from musketeers.device import computing_on
 from musketeers.errors import ClusterError
 from musketeers.parallel import libraries_on_one_thread
 
-RETRIES = 10
-"""How often a task is done again whose worker or node was lost."""
+LOSSES = 5
+"""Workers that a task may lose; what goes wrong so often is not the machines' fault."""
 UNFIT = 60.0
 """Seconds in which nodes that a task needs may come back."""
 _LOOK = 2.0
@@ -46,7 +46,7 @@ class Task:
         remote = ray.remote(do).options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, name=name,
             # one that is lost may live on for a moment, and take away what it itself had written
-            max_retries=RETRIES, retry_exceptions=[OSError],
+            max_retries=LOSSES, retry_exceptions=[OSError],
         )  # fmt: skip
         return cls(name, needs, cluster, remote.remote(*arguments))
 
@@ -75,7 +75,7 @@ class Task:
         except RayError as error:
             reason = str(error).strip().splitlines()[0]
             raise ClusterError(
-                f"{self.name} was lost with its worker {RETRIES + 1} times, the last time: "
+                f"{self.name} was lost with its worker {LOSSES + 1} times, the last time: "
                 f"{reason}; look at the nodes' memory and logs, --resume goes on"
             ) from None
 
