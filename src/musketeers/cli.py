@@ -97,19 +97,39 @@ def _check_extra(extra: str, *packages: str) -> None:
         )
 
 
+def _on_ray(on: str, address: str | None) -> bool:
+    """Whether a cluster is to do the jobs; raises `ConfigError` for an address without."""
+    if on == "here" and address is not None:
+        from musketeers.errors import ConfigError
+
+        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
+    return on == "ray"
+
+
+def _executor(on: str, address: str | None) -> "Executor":
+    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
+    if _on_ray(on, address):
+        from musketeers.cluster.executor import RayExecutor
+
+        return RayExecutor(address)
+    from musketeers.execution import HERE
+
+    return HERE
+
+
 def _workers(
     on: str, address: str | None, out: Path, jobs: int | None, memory: str | None
 ) -> AbstractContextManager["Workers"]:
-    """Who does the jobs of a comparison into `out`; raises as they are found or connected to."""
-    from musketeers.comparison.command import in_bytes
-    from musketeers.comparison.workers import Processes
-    from musketeers.errors import ConfigError
+    """Who does the jobs of a comparison into `out`."""
+    if not _on_ray(on, address):
+        from musketeers.comparison.command import in_bytes
+        from musketeers.comparison.workers import Processes
 
-    if on == "here":
-        _refuse_address(address)
         return nullcontext(Processes.of(jobs, in_bytes(memory)))
     for name, value in (("jobs", jobs), ("memory", memory)):
         if value is not None:
+            from musketeers.errors import ConfigError
+
             raise ConfigError(
                 f"{name} is {value}, which is for processes of this machine; leave it out, a "
                 "cluster's nodes say what they have"
@@ -117,18 +137,6 @@ def _workers(
     from musketeers.cluster.comparison import on_cluster
 
     return on_cluster(address, out)
-
-
-def _executor(on: str, address: str | None) -> "Executor":
-    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
-    if on == "here":
-        from musketeers.execution import HERE
-
-        _refuse_address(address)
-        return HERE
-    from musketeers.cluster.executor import RayExecutor
-
-    return RayExecutor(address)
 
 
 def _check_shards(on: str, given: Mapping[str, bool]) -> None:
@@ -139,13 +147,6 @@ def _check_shards(on: str, given: Mapping[str, bool]) -> None:
         raise ConfigError("shards are for a cluster; add --on ray, or leave them out")
     if wrong := [name for name, is_given in given.items() if is_given]:
         raise ConfigError(f"{wrong[0]} is not for shards of users; leave out one of the two")
-
-
-def _refuse_address(address: str | None) -> None:
-    from musketeers.errors import ConfigError
-
-    if address is not None:
-        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
 
 
 @app.callback()

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from musketeers.cluster.board import Board, News, View, open_board
 from musketeers.cluster.connection import Cluster, Needs, connected
 from musketeers.cluster.parcels import Shelf, unpack
+from musketeers.cluster.tasks import LOSSES, UNFIT, spread
 from musketeers.costs import Cost, metered
 from musketeers.data.domains import Split
 from musketeers.device import computing_on, gpu
@@ -25,10 +26,6 @@ from musketeers.execution import Keeper, Made, Watched, Work
 from musketeers.models.needs import Size, one_domain
 from musketeers.parallel import libraries_on_one_thread
 
-LOSSES = 5
-"""Workers that a job may lose; what goes wrong so often is not the machines' fault."""
-UNFIT = 60.0
-"""Seconds in which nodes that a job needs may come back."""
 LOOK = 5.0
 """Seconds between two looks at which nodes there are."""
 _POLL = 0.1
@@ -112,6 +109,14 @@ class RayWorkers:
                 ray.cancel(task, force=True)
             view.close()
         return {name: made[name] for name in work}
+
+    def spread(
+        self, name: str, do: Callable[..., Made], *, n_threads: int, memory: int
+    ) -> Callable[..., Iterable[Made]]:
+        """See `Workers.spread`."""
+        needs = Needs(n_threads, 1 if gpu() else 0, memory)
+        self.cluster.check(name, needs)
+        return spread(name, needs, self.cluster, self.shelf.pack(do))
 
     def _ended(
         self, tasks: dict[Any, str], view: View, patience: "_Patience"
