@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from math import floor
 
 import ray
@@ -60,7 +59,6 @@ def _attempt(errand: Errand, share: float, memory: int, watch: Watch) -> list[Ma
     host = ray.util.get_node_ip_address()
     # the driver outlives the members, so they meet there
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    errand = replace(errand, meeting=(host, store.port))
     board, member = open_board(), ray.remote(work)
     with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
         tasks = [
@@ -71,7 +69,7 @@ def _attempt(errand: Errand, share: float, memory: int, watch: Watch) -> list[Ma
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     places, placement_group_bundle_index=place
                 ),
-            ).remote(errand, place, Quiet() if place else Distant(board))
+            ).remote(errand, place, host, store.port, Quiet() if place else Distant(board))
             for place in range(errand.n_members)
         ]
         waiting = tasks

@@ -64,7 +64,7 @@ def fit_sharded(
                     config, out / "data", n_shards, base=base, told=watch.rows, say=watch.say
                 )
             memory = _memory(about, config, n_shards, transfers="cat_art" in measured)
-            errand = Errand(config, out.resolve(), measured, n_shards, n_threads, ("", 0))
+            errand = Errand(config, out.resolve(), measured, n_shards, n_threads)
             with run.timed("fit"):
                 sums = together(errand, cluster, memory, watch)
             whole = Whole.of([folder_of(out, place) for place in range(n_shards)], sums)
