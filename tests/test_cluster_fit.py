@@ -290,9 +290,7 @@ def test_a_cluster_that_loses_all_its_nodes_is_not_waited_for_forever(
             nodes.remove_node(node, allow_graceful=False)
 
     try:
-        with pytest.raises(
-            ClusterError, match=r"^the cluster at .* has no node with a CPU; add one"
-        ):
+        with pytest.raises(ClusterError, match=r"has no node with a CPU; add one$"):
             run(base, tmp_path / "run", executor=RayExecutor(), watch=Watching("pretrain", 5, kill))
     finally:
         for _ in range(2):
