@@ -22,7 +22,7 @@ from musketeers.data import readers
 from musketeers.data.shards import shard_of
 from musketeers.data.splits import split
 from musketeers.data.synthetic import frames, planted
-from musketeers.errors import ClusterError, ConfigError, RunError
+from musketeers.errors import ClusterError, ConfigError, DataError, RunError
 from musketeers.run_files import open_run
 from musketeers.run_folder import RunFolder
 from musketeers.runs import Quiet, fit_run
@@ -291,6 +291,18 @@ def test_options_that_do_not_go_with_shards_are_refused(base, words, rule):
     code, _, log = call("fit", base / "run.toml", "--out", out, *words)
     assert (code, rule in log) == (1, True)
     assert not out.exists()
+
+
+def test_data_that_cannot_be_read_leave_no_run(base, nodes):
+    config = configuration.changed(
+        configuration.load(base / "run.toml"),
+        {"data.domains": {"tv": "gone", "film": "film.parquet"}},
+    )
+    out = base / "unread"
+    for _ in range(2):
+        with pytest.raises(DataError, match="gone"):
+            fit_sharded(config, base, out, n_shards=2, address=nodes.address, threads=1)
+        assert [entry.name for entry in out.iterdir()] == [".lock"]
 
 
 def test_too_few_processors_are_named(base, nodes):

@@ -13,7 +13,7 @@ from musketeers.cluster.reading import partition
 from musketeers.cluster.whole import FILE, Whole
 from musketeers.config import RunConfig
 from musketeers.data.shards import About
-from musketeers.errors import ConfigError
+from musketeers.errors import ConfigError, MusketeersError
 from musketeers.models.needs import Size, whole_fit
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import STAGED, Quiet, Watch, models_to_measure
@@ -59,10 +59,7 @@ def fit_sharded(
         ) as run:  # fmt: skip
             if run.finished:
                 return Whole.read(out)
-            with run.timed("read"):
-                about = partition(
-                    config, out / "data", n_shards, base=base, told=watch.rows, say=watch.say
-                )
+            about = _read(config, base, run, n_shards, watch)
             memory = _memory(about, config, n_shards, transfers="cat_art" in measured)
             errand = Errand(config, out.resolve(), measured, n_shards, n_threads)
             with run.timed("fit"):
@@ -71,6 +68,18 @@ def fit_sharded(
             artifacts.write_text(out / FILE, whole.to_json())
             run.finish()
     return whole
+
+
+def _read(config: RunConfig, base: Path, run: RunFolder, n_shards: int, watch: Watch) -> About:
+    """The data in shards; if they cannot be had, the run was never begun."""
+    place = run.path / "data"
+    try:
+        with run.timed("read"):
+            return partition(config, place, n_shards, base=base, told=watch.rows, say=watch.say)
+    except MusketeersError:
+        if not place.exists():
+            run.withdraw()
+        raise
 
 
 def _checked(config: RunConfig, n_shards: int, only: str | None) -> tuple[str, ...]:
