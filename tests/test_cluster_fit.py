@@ -16,6 +16,7 @@ from clusters import add_node, cluster
 
 import musketeers
 from musketeers import config as configuration
+from musketeers.cluster import executor
 from musketeers.cluster.board import News, View
 from musketeers.cluster.executor import RayExecutor
 from musketeers.cluster.parcels import SMALL, Shelf, unpack
@@ -276,3 +277,21 @@ def test_arrays_are_sent_once_as_long_as_they_live(nodes):
     assert len(shelf.pack([own, own, shared]).arrays) == 3
     del own[:]
     assert shelf.pack(np.full(SMALL, 7)).arrays[0] not in (*first.arrays[:2], second.arrays[1])
+
+
+def test_a_cluster_that_loses_all_its_nodes_is_not_waited_for_forever(
+    base, nodes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(executor, "UNFIT", 1.0)
+    monkeypatch.setattr(executor, "LOOK", 0.5)
+
+    def kill():
+        for node in list(nodes.worker_nodes):
+            nodes.remove_node(node, allow_graceful=False)
+
+    try:
+        with pytest.raises(ClusterError, match=r"has no node with a CPU; add one$"):
+            run(base, tmp_path / "run", executor=RayExecutor(), watch=Watching("pretrain", 5, kill))
+    finally:
+        for _ in range(2):
+            add_node(nodes)
