@@ -105,8 +105,7 @@ class RayWorkers:
         except RayError as error:
             raise ClusterError(f"{stage}: {_line(error)}; go on with --resume") from None
         finally:
-            for task in tasks:
-                ray.cancel(task, force=True)
+            # what still runs ends with the connection: to cancel what has just ended may crash Ray
             view.close()
         return {name: made[name] for name in work}
 

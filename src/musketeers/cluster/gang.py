@@ -59,34 +59,28 @@ def _attempt(errand: Errand, share: float, memory: int, watch: Watch) -> list[Ma
     host = ray.util.get_node_ip_address()
     # the driver outlives the members, so they meet there
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    board, member = open_board(), ray.remote(work)
-    with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
-        tasks = [
-            member.options(
-                num_cpus=share,
-                memory=memory,
-                max_retries=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    places, placement_group_bundle_index=place
-                ),
-            ).remote(errand, place, host, store.port, Quiet() if place else Distant(board))
-            for place in range(errand.n_members)
-        ]
-        waiting = tasks
-        try:
+    board, member, tasks = open_board(), ray.remote(work), []
+    try:
+        with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
+            for place in range(errand.n_members):
+                there = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=place)
+                task = member.options(
+                    num_cpus=share, memory=memory, max_retries=0, scheduling_strategy=there
+                )
+                told = Quiet() if place else Distant(board)
+                tasks.append(task.remote(errand, place, host, store.port, told))
+            waiting = tasks
             while waiting:
                 done, waiting = ray.wait(waiting, timeout=_POLL)
                 hear()
                 ray.get(done)
             return ray.get(tasks)
-        except RayError as error:
-            raise _told(error) from None
-        finally:
-            for task in waiting:
-                ray.cancel(task, force=True)
-            # whoever still works may write
-            if waiting:
-                ray.wait(waiting, num_returns=len(waiting), timeout=_SECONDS)
+    except RayError as error:
+        raise _told(error) from None
+    finally:
+        # without their places members end, and until they have they may write
+        if tasks:
+            ray.wait(tasks, num_returns=len(tasks), timeout=_SECONDS)
 
 
 def _told(error: RayError) -> MusketeersError:
