@@ -44,8 +44,8 @@ film = "film.parquet"
 
 [pretrain]
 method = "bpr"
-max_epochs = 100
-patience = 100
+max_epochs = 300
+patience = 300
 tries = 1
 validate_every = 1
 
@@ -54,8 +54,8 @@ max_epochs = 4
 batch_size = 64
 
 [art]
-max_epochs = 100
-patience = 100
+max_epochs = 300
+patience = 300
 batch_size = 64
 """
 
@@ -154,7 +154,7 @@ def test_the_same_files_as_here(base, expected, nodes, tmp_path):
     assert found.manifest["seconds"].keys() == here["seconds"].keys()
     assert found.manifest["peak_bytes"]["art/tv"] > 0
     assert watch.most == 2
-    for stage, most in (("pretrain", 100), ("art", 100)):
+    for stage, most in (("pretrain", 300), ("art", 300)):
         for domain in ("tv", "film"):
             epochs = [n for *job, n in watch.heard if job == [stage, domain]]
             assert epochs == list(range(most + 1))

@@ -27,6 +27,17 @@ _SECONDS = 60.0
 """That Ray may take to place members, and members to end."""
 
 
+def check_processors(cluster: Cluster, n_members: int, n_threads: int) -> None:
+    """Raise `ClusterError` unless there are as many processors as the members have threads."""
+    cluster.check("a member", Needs(n_threads))
+    if sum(floor(node.cpus / n_threads) for node in cluster.nodes) < n_members:
+        raise ClusterError(
+            f"{n_members} members need {n_threads} CPUs each, but the nodes of the cluster have "
+            f"{', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer shards or "
+            "threads, or add nodes"
+        )
+
+
 def together(
     errand: Errand, cluster: Cluster, memory: int, watch: Watch
 ) -> list[Mapping[Cell, Sums]]:
@@ -38,12 +49,6 @@ def together(
     """
     cluster.check("a member", Needs(errand.n_threads, memory=memory))
     share = _share(cluster, errand, memory)
-    if share < errand.n_threads:
-        raise ClusterError(
-            f"{errand.n_members} members need {errand.n_threads} CPUs each, but the nodes of the "
-            f"cluster have {', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer "
-            "shards or threads, or add nodes"
-        )
     for _ in range(STARTS - 1):
         try:
             return _attempt(errand, share, memory, watch)

@@ -7,7 +7,7 @@ from pathlib import Path
 from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.cluster.connection import Cluster, connected
-from musketeers.cluster.gang import together
+from musketeers.cluster.gang import check_processors, together
 from musketeers.cluster.members import Errand, folder_of
 from musketeers.cluster.reading import partition
 from musketeers.cluster.whole import FILE, Whole
@@ -15,6 +15,7 @@ from musketeers.config import RunConfig
 from musketeers.data.shards import About
 from musketeers.errors import ConfigError, MusketeersError
 from musketeers.models.needs import Size, whole_fit
+from musketeers.progress import is_finished
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import STAGED, Quiet, Watch, models_to_measure
 
@@ -52,6 +53,8 @@ def fit_sharded(
     watch = watch or Quiet()
     with connected(address, out) as cluster:
         n_threads = _threads(threads, out if resume else None, cluster, n_shards)
+        if not (resume and is_finished(out, KIND)):
+            check_processors(cluster, n_shards, n_threads)
         inputs = {"shards": str(n_shards), "models": ",".join(measured)}
         with RunFolder.create(
             out, configuration.dump(config), data=inputs, threads=n_threads, command=command,
