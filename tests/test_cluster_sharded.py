@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import polars as pl
 import pytest
+import ray
 import scipy.stats
 from clusters import add_node, cluster
 from test_cli import call
@@ -66,8 +67,12 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A head that does nothing, and two nodes that work."""
+    """A head that does nothing, two nodes that work, and this process as their driver.
+
+    Of one driver the nodes use their processes again, which take seconds to start.
+    """
     with cluster({"num_cpus": 2}, {"num_cpus": 2}, head={"num_cpus": 0}) as found:
+        ray.init(found.address, log_to_driver=False, logging_level="ERROR")
         yield found
 
 
