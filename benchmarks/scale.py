@@ -8,13 +8,14 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -50,12 +51,13 @@ from musketeers.data.shards import write_shards
 from musketeers.data.splits import split
 from musketeers.evaluation.validation import MOST_USERS, Validation
 from musketeers.parallel import available_threads
+from musketeers.pretrain import tables
 from musketeers.pretrain.mf import pretrain
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
 MEMBER = Path(__file__).with_name("scale_members.py")
-DIM, EPOCHS = 64, 6
+DIM, EPOCHS = 64, 5
 LIMIT = 600.0
 """Seconds that members may take."""
 HERE = (Place((), "127.0.0.1", "lo"),)
@@ -64,6 +66,8 @@ SIZES = (8, 1024, 65_536, 1 << 20, 1 << 23, 1 << 25)
 NETWORKS = {"1 Gbit/s, 1 ms": (1e9, 1e-3), "100 Mbit/s, 1 ms": (1e8, 1e-3)}
 """Bits a second, and seconds one way."""
 LANES = (1, 4, 16, 64, 256)
+RHYTHMS = ((4, 4), (16, 16), (64, 64), (64, 4))
+"""Merges of the first epoch of stage 1, and of each later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +123,8 @@ class Workshop:
         """A run's folder with the data of `n` shards in it, nothing trained."""
         self._runs += 1
         out = self._folder / f"run-{self._runs}"
-        name = "-".join(map(str, (size.users, size.items, size.per_user, size.domains)))
-        planted = self._folder / f"data-{name}"
-        if not planted.exists():
-            musketeers.synth(
-                planted, users=size.users, items=size.items, domains=size.domains,
-                pairs=size.users * size.per_user,
-            )  # fmt: skip
+        planted = self.planted(size)
+        shards = planted / f"shards-{n}"
         settings = configuration.changed(
             configuration.load(planted / "settings.toml"),
             {
@@ -136,15 +135,28 @@ class Workshop:
                 "art.max_epochs": EPOCHS, "art.patience": EPOCHS, "art.batch_size": size.art_batch,
             },
         )  # fmt: skip
-        start = time.perf_counter()
-        reading = readers.read(settings.data, base=planted)
-        splits = split(reading.domains, settings.split, Seed(settings.seed))
+        if not shards.exists():
+            start = time.perf_counter()
+            reading = readers.read(settings.data, base=planted)
+            splits = split(reading.domains, settings.split, Seed(settings.seed))
+            write_shards(reading.domains, splits, reading.sources, shards, n)
+            self.read_seconds += time.perf_counter() - start
+            self.rows += sum(source.rows for source in reading.sources.values())
         out.mkdir()
-        write_shards(reading.domains, splits, reading.sources, out / "data", n)
-        self.read_seconds += time.perf_counter() - start
-        self.rows += sum(source.rows for source in reading.sources.values())
+        shutil.copytree(shards, out / "data")
         (out / "settings.toml").write_text(configuration.dump(settings))
         return out
+
+    def planted(self, size: Size) -> Path:
+        """The folder of the data."""
+        name = "-".join(map(str, (size.users, size.items, size.per_user, size.domains)))
+        folder = self._folder / f"data-{name}"
+        if not folder.exists():
+            musketeers.synth(
+                folder, users=size.users, items=size.items, domains=size.domains,
+                pairs=size.users * size.per_user,
+            )  # fmt: skip
+        return folder
 
 
 def together(
@@ -246,9 +258,9 @@ def measured_rates(
         each, off[step] = fit(rows, by)
         found.update(zip(names, each, strict=True))
 
-    tables = (2_000, 20_000, 100_000)
+    catalogues = (2_000, 20_000, 100_000)
     merging = together(
-        {"task": "merges", "items": tables, "lanes": [1, 2], "dim": DIM}, 1
+        {"task": "merges", "items": catalogues, "lanes": [1, 2], "dim": DIM}, 1
     )["merges"]  # fmt: skip
     law("merge", ("merge_byte", "merge_lane_byte"),
         [[size, size * lanes] for size, lanes, _ in merging],
@@ -412,29 +424,49 @@ HERE_MACHINE = Machine("here", 1, 0.0, 1e12, 0.0, 1e12, 0.0)
 
 
 def lanes_quality(shop: Workshop, size: Size) -> list[dict[str, float]]:
-    """NDCG@10 on validation of stage 1 by lanes: to learning, a member's are lanes like any."""
-    settings = configuration.load(shop.prepared(size, 1) / "settings.toml")
-    data = shop.prepared(size, 1).parent
-    reading = readers.read(settings.data, base=next(data.glob(f"data-{size.users}-{size.items}-*")))
+    """NDCG@10 on validation of stage 1 by lanes, and by merges of the first epoch and the others.
+
+    To learning, a member's lanes are like any.
+    """
+    planted = shop.planted(size)
+    settings = configuration.load(planted / "settings.toml")
+    reading = readers.read(settings.data, base=planted)
     name, *_ = reading.domains.domains
     part = split(reading.domains, settings.split, Seed(0))[name]
     how = PretrainConfig(tries=1, max_epochs=12, validate_every=12, regularization=0.035)
     found: list[dict[str, float]] = []
-    for lanes in LANES:
-        looked_at = Validation.of(part, Seed(1), n_threads=lanes)
-        made = pretrain(part, looked_at, how, Seed(0), Unwatched(), dim=DIM)
-        best = made.history[0].best
-        met = TRAIN * len(reading.domains.domains[name].pairs) / size.items
-        found.append({"lanes": lanes, "ndcg@10": best.valid, "pairs_an_item_an_epoch": met})
-        print(f"stage 1 in {lanes} lanes: NDCG@10 {best.valid:.4f}", flush=True)
+    for first, later in RHYTHMS:
+        for lanes in LANES:
+            looked_at = Validation.of(part, Seed(1), n_threads=lanes)
+            with merging_often(first, later):
+                made = pretrain(part, looked_at, how, Seed(0), Unwatched(), dim=DIM)
+            best = made.history[0].best.valid
+            found.append({"lanes": lanes, "first": first, "later": later, "ndcg@10": best})
+            print(f"{lanes} lanes, {first} merges, then {later}: NDCG@10 {best:.4f}", flush=True)
     return found
+
+
+@contextmanager
+def merging_often(first: int, later: int) -> Generator[None]:
+    """So many merges in the first epoch and in each later one, where pairs are few."""
+    turns, least = tables.Tables.turns, tables.MERGES
+
+    def of_epoch(self: tables.Tables, number: int) -> list[tables.Turn]:
+        tables.MERGES = first if number == 1 else later
+        return turns(self, number)
+
+    tables.Tables.turns = of_epoch
+    try:
+        yield
+    finally:
+        tables.Tables.turns, tables.MERGES = turns, least
 
 
 def main() -> None:
     """Measure, fit, check, print, and end with the JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, shows that it works")
-    parser.add_argument("--rounds", type=int, default=3, help="repeats, of which medians count")
+    parser.add_argument("--rounds", type=int, default=2, help="repeats, of which medians count")
     parser.add_argument("--keep", action="store_true", help="into docs, with tables and picture")
     wanted = parser.parse_args()
     sizes, held_out, sent, rounds, base, many = FITTED, HELD_OUT, SIZES, wanted.rounds, BASE, (2, 4)

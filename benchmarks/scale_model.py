@@ -45,6 +45,9 @@ class Workload:
     art_batch: int = 2048
     gathered: bool = True
     """Whether stage 2 tells a user apart from those of all members (`cat.contrast_users`)."""
+    met: tuple[float, float] = (math.inf, math.inf)
+    """How often an item is met between two merges at most, in the first epoch of stage 1 and later;
+    infinite as the program is, which merges by `lanes.BLOCK` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,18 +211,22 @@ def best(
 ) -> tuple[int, dict[str, int]]:
     """At how many members, of `least` times powers of two, the whole and each step is the fastest.
 
-    In large steps (`in_large_steps`).
+    As they would have to be run (`careful`).
     """
     sizes = [least * 2**power for power in range(15)]
-    found = {n: costs(in_large_steps(load, n), machine, n, rates) for n in sizes}
+    found = {n: costs(careful(load, n), machine, n, rates) for n in sizes}
     steps = {step: min(sizes, key=lambda n: found[n][step].seconds) for step in found[least]}
     return min(sizes, key=lambda n: total(found[n]).seconds), steps
 
 
-def in_large_steps(load: Workload, n: int, *, users: int = 256) -> Workload:
-    """The same with steps of so many users of each member, told apart from those on their own."""
-    cat, art = max(load.cat_batch, users * n), max(load.art_batch, users * n)
-    return replace(load, cat_batch=cat, art_batch=art, gathered=False)
+def careful(load: Workload, n: int) -> Workload:
+    """As so many members would have to be run: in larger steps, and merged more often.
+
+    256 users of each member in a step, told apart from those on their own; and merges as often as
+    kept the quality in 256 lanes, the most that were tried.
+    """
+    cat, art = max(load.cat_batch, 256 * n), max(load.art_batch, 256 * n)
+    return replace(load, cat_batch=cat, art_batch=art, gathered=False, met=(12.0, 192.0))
 
 
 def all_reduce(size: float, machine: Machine, n: int, rates: Rates) -> Cost:
@@ -288,11 +295,12 @@ class _Run:
         rates, n, n_pairs = self.rates, self.n, TRAIN * domain.pairs
         each = domain.users / n * rates.user + n_pairs / n * self._pair(domain)
         learned = self._shared(each) + Cost(flops=n_pairs * 2 * self.load.dim * 8)
-        n_merges = max(MERGES, n_pairs // self._block(domain))
-        epoch = learned + self._merge(domain) * n_merges
+        n_epochs, (first, later) = self.load.epochs[0], self.load.met
+        n_merges = self._merges(domain, MERGES, first) if n_epochs else 0
+        n_merges += self._merges(domain, MERGES, later) * max(n_epochs - 1, 0)
         state = (domain.users / n + domain.items) * (self.load.dim + 1) * FLOAT
         looks = self._look(domain, state) * self.load.looks[0]
-        return epoch * self.load.epochs[0] + looks
+        return learned * n_epochs + self._merge(domain) * n_merges + looks
 
     def stage_2(self) -> Cost:
         """All epochs of all domains together."""
@@ -310,7 +318,7 @@ class _Run:
         slopes = FLOAT * art_parameters(n_domains, load.dim)
         step = Cost(work=self._step(rates.art_step, rates.art_step_thread))
         step += self._sum(8) + self._sum(slopes)
-        n_merges = max(1, math.ceil(n_pairs / self._block(domain)))
+        n_merges = self._merges(domain, 1, load.met[1])
         epoch = work + step * n_steps + self._merge(domain) * n_merges
         epoch += Cost(flops=flops + n_pairs * 2 * load.dim * 8)
         state = domain.items * (load.dim + 1) * FLOAT
@@ -361,8 +369,10 @@ class _Run:
         table = domain.items * self.load.dim * FLOAT / 1e6
         return max(0.0, self.rates.pair + self.rates.pair_growth * math.log2(max(table, 1e-3)))
 
-    def _block(self, domain: Domain) -> float:
-        return self.n * self.machine.threads * max(BLOCK, BLOCK_PER_ITEM * domain.items)
+    def _merges(self, domain: Domain, least: int, met: float) -> int:
+        """In an epoch."""
+        block = self.n * self.machine.threads * max(BLOCK, BLOCK_PER_ITEM * domain.items)
+        return max(least, int(TRAIN * domain.pairs // min(block, met * domain.items)))
 
     def _merge(self, domain: Domain) -> Cost:
         """One merge: lanes into a table, tables into one, and back to all lanes."""

@@ -18,9 +18,9 @@ from scale_model import (
     Rates,
     Workload,
     best,
+    careful,
     costs,
     dollars,
-    in_large_steps,
     members_needed,
     memory,
     total,
@@ -116,8 +116,8 @@ def tables(content: Mapping[str, Any]) -> dict[str, list[str]]:
         "limits": _limits(rates),
     }
     for n, name in enumerate(PLANS, 1):
-        made[f"hours {n}"] = _hours(planned(PLANS[name]), rates, large=False)
-        made[f"large steps {n}"] = _hours(planned(PLANS[name]), rates, large=True)
+        made[f"hours {n}"] = _hours(planned(PLANS[name]), rates, carefully=False)
+        made[f"careful {n}"] = _hours(planned(PLANS[name]), rates, carefully=True)
     return made
 
 
@@ -163,14 +163,18 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _lanes(found: Sequence[Mapping[str, float]]) -> list[str]:
-    return _table(
-        ["lanes", "NDCG@10", "to one lane"],
-        [
-            [f"{one['lanes']:.0f}", f"{one['ndcg@10']:.4f}",
-             f"{100 * (one['ndcg@10'] / found[0]['ndcg@10'] - 1):+.1f} %"]
-            for one in found
-        ],
-    )  # fmt: skip
+    """A row for each number of lanes, a column for each rhythm of merges."""
+    rhythms = list(dict.fromkeys((one["first"], one["later"]) for one in found))
+    alone = found[0]["ndcg@10"]
+    by = {(one["lanes"], one["first"], one["later"]): one["ndcg@10"] for one in found}
+    head = ["lanes", *(f"{first:.0f} merges, then {later:.0f}" for first, later in rhythms)]
+    lanes = dict.fromkeys(one["lanes"] for one in found)
+    rows = [
+        [f"{n:.0f}", *(f"{value:.4f} ({100 * (value / alone - 1):+.0f} %)" for value in values)]
+        for n in lanes
+        for values in [[by[n, *rhythm] for rhythm in rhythms]]
+    ]
+    return _table(head, rows)
 
 
 def _machines() -> list[str]:
@@ -201,14 +205,14 @@ def _workloads() -> list[str]:
     return _table(head, rows)
 
 
-def _hours(load: Workload, rates: Rates, *, large: bool) -> list[str]:
+def _hours(load: Workload, rates: Rates, *, carefully: bool) -> list[str]:
     rows: list[list[str]] = []
     for n in MEMBERS:
         held = memory(load, GENERAL.threads, n, rates)
         if held > 0.9 * GENERAL.memory:
             rows.append([str(n), f"{held / 1e9:.0f}", *["too little memory"], *[""] * 8])
             continue
-        parts = costs(in_large_steps(load, n) if large else load, GENERAL, n, rates)
+        parts = costs(careful(load, n) if carefully else load, GENERAL, n, rates)
         whole = total(parts)
         slowest = max(STEPS, key=lambda step: parts[step].seconds)
         rows.append(
@@ -232,7 +236,7 @@ def _sent(rates: Rates, n: int = 64) -> list[str]:
     rows: list[list[str]] = []
     for name, users in PLANS.items():
         load = planned(users)
-        for kind, one in (("", load), (", large steps", in_large_steps(load, n))):
+        for kind, one in (("", load), (", careful", careful(load, n))):
             parts = costs(one, GENERAL, n, rates)
             sent = [f"{parts[step].sent * n / 1e12:,.2f}" for step in STEPS[:4]]
             rows.append([name + kind, *sent, f"{total(parts).flops / 1e15:,.0f}"])
@@ -253,12 +257,12 @@ def _limits(rates: Rates) -> list[str]:
 
 
 def _limit(load: Workload, machine: Machine, rates: Rates) -> list[str]:
-    """In large steps: what is needed, and where more members stop helping."""
+    """With care: what is needed, and where more members stop helping."""
     least = members_needed(load, machine, rates)
     if least is None:
         return ["the items do not fit", *[""] * 6]
     n, steps = best(load, machine, rates, least=least)
-    parts = costs(in_large_steps(load, n), machine, n, rates)
+    parts = costs(careful(load, n), machine, n, rates)
     return [
         f"{least:,}", f"{n:,}", _digits(total(parts).seconds / 3600),
         f"{dollars(parts, machine, n):,.0f}",
@@ -292,29 +296,29 @@ class _Panel:
 
 
 def picture(rates: Rates) -> str:
-    """Seconds by step over members, a panel for each plan; dashed in large steps."""
+    """Seconds by step over members, a panel for each plan; dashed with care."""
     sizes = [2**power for power in range(3, 13)]
     parts: list[str] = []
     for number, (name, users) in enumerate(PLANS.items()):
         panel = _Panel(_LEFT + number * (_WIDE + _GAP), (sizes[0], sizes[-1]), (10.0, 1e8))
         parts += _axes(panel, f"{name} users", sizes)
         load = planned(users)
-        for large in (False, True):
+        for carefully in (False, True):
             found = [
-                costs(in_large_steps(load, n) if large else load, GENERAL, n, rates) for n in sizes
+                costs(careful(load, n) if carefully else load, GENERAL, n, rates) for n in sizes
             ]
-            for step in ("stage 2", "stage 3") if large else STEPS:
+            for step in ("stage 1", "stage 2", "stage 3") if carefully else STEPS:
                 points = [
                     panel.place(n, max(one[step].seconds, 1e-9))
                     for n, one in zip(sizes, found, strict=True)
                 ]
-                parts.append(_line(points, _COLOURS[step], dashed=large))
+                parts.append(_line(points, _COLOURS[step], dashed=carefully))
     width, height = _LEFT + 3 * _WIDE + 2 * _GAP + 20, _TOP + _HIGH + 78
     for place, (step, colour) in enumerate(_COLOURS.items()):
         x, y = _LEFT + place * 120, height - 16
         parts.append(_line([(x, y - 4), (x + 22, y - 4)], colour))
         parts.append(f'<text x="{x + 28}" y="{y}">{step}</text>')
-    parts.append(f'<text x="{_LEFT + 720}" y="{height - 16}">dashed: in large steps</text>')
+    parts.append(f'<text x="{_LEFT + 720}" y="{height - 16}">dashed: with care</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         'font-family="sans-serif" font-size="12"><title>Seconds of each step over the number of '

@@ -88,6 +88,16 @@ def test_what_is_sent_in_stage_1(model):
     assert parts["stage 1"].sent == pytest.approx(merges * 10 * 5 * 4)
 
 
+def test_merges_are_as_often_as_an_item_may_be_met(model):
+    # 3.2 million pairs of 10 items, 1,000 of each between two merges of the first epoch
+    load = model.Workload(
+        100, (model.Domain(100, 10, 5_000_000),), 4, (3, 0, 0), (0, 0, 0), met=(1_000, 100_000)
+    )
+    parts = found(model, load, machine(model), 2)
+    rule = 3_200_000 // (4 * 65_536)
+    assert parts["stage 1"].sent == pytest.approx((320 + 2 * rule) * 10 * 5 * 4)
+
+
 def test_what_is_sent_in_stages_2_and_3(model):
     load = replace(tiny(model), gathered=False)
     # 90 users learn in steps of 40: three, in each three sums of 8 bytes, and all slopes
