@@ -210,23 +210,25 @@ def best(
     load: Workload, machine: Machine, rates: Rates, *, least: int = 1
 ) -> tuple[int, dict[str, int]]:
     """At how many members, of `least` times powers of two, the whole and each step is the fastest.
-
-    As they would have to be run (`careful`).
     """
     sizes = [least * 2**power for power in range(15)]
-    found = {n: costs(careful(load, n), machine, n, rates) for n in sizes}
+    found = {n: costs(load, machine, n, rates) for n in sizes}
     steps = {step: min(sizes, key=lambda n: found[n][step].seconds) for step in found[least]}
     return min(sizes, key=lambda n: total(found[n]).seconds), steps
 
 
-def careful(load: Workload, n: int) -> Workload:
-    """As so many members would have to be run: in larger steps, and merged more often.
+def careful(load: Workload) -> Workload:
+    """As many members would have to run it: in larger steps, and merged more often.
 
-    256 users of each member in a step, told apart from those on their own; and merges as often as
-    kept the quality in 256 lanes, the most that were tried.
+    A thousand steps an epoch, or as many as documented if these are fewer, users told apart from
+    those on their own member; and merges as often as kept the quality in 256 lanes, the most that
+    were tried.
     """
-    cat, art = max(load.cat_batch, 256 * n), max(load.art_batch, 256 * n)
-    return replace(load, cat_batch=cat, art_batch=art, gathered=False, met=(12.0, 192.0))
+    step = load.users // 1000
+    return replace(
+        load, cat_batch=max(load.cat_batch, step), art_batch=max(load.art_batch, step),
+        gathered=False, met=(12.0, 192.0),
+    )  # fmt: skip
 
 
 def all_reduce(size: float, machine: Machine, n: int, rates: Rates) -> Cost:

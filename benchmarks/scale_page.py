@@ -212,7 +212,7 @@ def _hours(load: Workload, rates: Rates, *, carefully: bool) -> list[str]:
         if held > 0.9 * GENERAL.memory:
             rows.append([str(n), f"{held / 1e9:.0f}", *["too little memory"], *[""] * 8])
             continue
-        parts = costs(careful(load, n) if carefully else load, GENERAL, n, rates)
+        parts = costs(careful(load) if carefully else load, GENERAL, n, rates)
         whole = total(parts)
         slowest = max(STEPS, key=lambda step: parts[step].seconds)
         rows.append(
@@ -236,7 +236,7 @@ def _sent(rates: Rates, n: int = 64) -> list[str]:
     rows: list[list[str]] = []
     for name, users in PLANS.items():
         load = planned(users)
-        for kind, one in (("", load), (", careful", careful(load, n))):
+        for kind, one in (("", load), (", with care", careful(load))):
             parts = costs(one, GENERAL, n, rates)
             sent = [f"{parts[step].sent * n / 1e12:,.2f}" for step in STEPS[:4]]
             rows.append([name + kind, *sent, f"{total(parts).flops / 1e15:,.0f}"])
@@ -247,7 +247,7 @@ def _sent(rates: Rates, n: int = 64) -> list[str]:
 
 def _limits(rates: Rates) -> list[str]:
     rows = [
-        [name, machine.name, *_limit(planned(users), machine, rates)]
+        [name, machine.name, *_limit(careful(planned(users)), machine, rates)]
         for name, users in PLANS.items()
         for machine in MACHINES
     ]
@@ -257,12 +257,12 @@ def _limits(rates: Rates) -> list[str]:
 
 
 def _limit(load: Workload, machine: Machine, rates: Rates) -> list[str]:
-    """With care: what is needed, and where more members stop helping."""
+    """What is needed, and where more members stop helping."""
     least = members_needed(load, machine, rates)
     if least is None:
         return ["the items do not fit", *[""] * 6]
     n, steps = best(load, machine, rates, least=least)
-    parts = costs(careful(load, n), machine, n, rates)
+    parts = costs(load, machine, n, rates)
     return [
         f"{least:,}", f"{n:,}", _digits(total(parts).seconds / 3600),
         f"{dollars(parts, machine, n):,.0f}",
@@ -305,7 +305,7 @@ def picture(rates: Rates) -> str:
         load = planned(users)
         for carefully in (False, True):
             found = [
-                costs(careful(load, n) if carefully else load, GENERAL, n, rates) for n in sizes
+                costs(careful(load) if carefully else load, GENERAL, n, rates) for n in sizes
             ]
             for step in ("stage 1", "stage 2", "stage 3") if carefully else STEPS:
                 points = [

@@ -132,7 +132,7 @@ def test_dollars_and_memory(model):
 
 
 def test_more_members_stop_helping_where_waiting_outweighs_work(model):
-    # work of 1280 s over two threads and n members, and 4 merges of 2 (n - 1) hops for two tables
+    # 1,280 s of work over n members of two threads, and four merges of two tables, 2 (n - 1) hops
     some = rates(model, pair=1.0, hop=0.01)
     load = tiny(model, epochs=(1, 0, 0))
     n, steps = model.best(load, machine(model), some)
