@@ -37,7 +37,7 @@ from musketeers.evaluation.evaluate import PerUser, evaluate, metrics_frame
 from musketeers.pipeline import cat_art
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
-from musketeers.training import Unwatched
+from musketeers.task import unwatched
 
 COMMON = "anime4-common"
 PRESETS = ("anime4", COMMON, "amazon4", "epinions5", "journey6")
@@ -91,16 +91,12 @@ def trained(
     splits: Mapping[str, Split], config: RunConfig, threads: int
 ) -> dict[str, dict[str, Factors]]:
     """The three models by domain."""
-    models = cat_art(splits, config, _no_files, n_threads=threads)
-    control = items_control(splits, models.alone, config, _no_files, n_threads=threads)
+    models = cat_art(splits, config, unwatched, n_threads=threads)
+    control = items_control(splits, models.alone, config, unwatched, n_threads=threads)
     found = {"smf": models.alone, "items_control": control, "cat_art": models.transferred}
     return {
         model: {name: one.factors for name, one in made.items()} for model, made in found.items()
     }
-
-
-def _no_files(*_: str | None) -> Unwatched:
-    return Unwatched()
 
 
 def pooled(preset: str, seeds: int, out: Path) -> dict[str, dict[str, PerUser]]:

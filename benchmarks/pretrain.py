@@ -48,6 +48,7 @@ from musketeers.pipeline import cat_art, validations
 from musketeers.pretrain.mf import pretrain
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
+from musketeers.task import unwatched
 from musketeers.training import History, Unwatched
 
 DIM = 64
@@ -455,11 +456,6 @@ def stages(data: DataSet, plan: Plan) -> dict[str, Any]:
             "stage1": round(first, 5), "stage3": round(third, 5), "ratio": round(third / first, 2),
         }  # fmt: skip
     return results
-
-
-def unwatched(_stage: str, _domain: str | None, _epochs: int) -> Unwatched:
-    """Where no job keeps anything."""
-    return Unwatched()
 
 
 def epoch_seconds(history: History) -> float:

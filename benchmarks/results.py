@@ -30,6 +30,7 @@ import polars as pl
 from data_sets import SETS, settings
 
 from musketeers.comparison import command
+from musketeers.comparison.workers import Processes
 from musketeers.errors import RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
@@ -82,7 +83,7 @@ def measure(name: str, asked: argparse.Namespace) -> None:
     try:
         command.run(
             config, base, out, models=asked.models, n_seeds=asked.seeds, n_tries=asked.tries,
-            n_processes=asked.jobs, resume=out.exists(),
+            workers=Processes.of(asked.jobs), resume=out.exists(),
         )  # fmt: skip
     except RunError as error:  # the others' results count, and the page names what failed
         print(f"{kept_as}: {error}", flush=True)

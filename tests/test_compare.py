@@ -1,6 +1,8 @@
 """compare: agreement with scipy, golden values, error rates, pooling over seeds."""
 
 import math
+from dataclasses import asdict
+from functools import reduce
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,7 +11,14 @@ import scipy.stats
 from hypothesis import given
 
 from musketeers.errors import DataError
-from musketeers.evaluation.compare import compare, holm, negative_transfer, pool
+from musketeers.evaluation.compare import (
+    compare,
+    compared,
+    holm,
+    negative_transfer,
+    pool,
+    summed,
+)
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.seeding import Seed
 
@@ -147,3 +156,26 @@ def test_runs_and_models_that_do_not_match_are_refused():
         pool([])
     with pytest.raises(DataError, match="2 runs with 2 sets of metrics"):
         pool([value, per_user(1, 2, name="recall@10")])
+
+
+# --- users in parts
+
+
+def test_sums_of_parts_are_those_of_all_users():
+    rng = np.random.default_rng(5)
+    one, other = (
+        {"tv": PerUser(np.arange(60), {"ndcg@10": rng.random(60) + shift})} for shift in (0.1, 0)
+    )
+    one["tv"].values["ndcg@10"][7] = np.nan
+
+    def part(model, rows):
+        return {"tv": PerUser(rows, {"ndcg@10": model["tv"].values["ndcg@10"][rows]})}
+
+    # one of the parts has no user
+    parts = np.split(np.arange(60), [17, 18, 18])
+    cells = [summed(part(one, rows), part(other, rows)) for rows in parts]
+    added = reduce(lambda a, b: {cell: a[cell].with_others(b[cell]) for cell in a}, cells)
+    found, whole = compared(added), compare(one, other)
+    for cell, difference in whole.items():
+        assert asdict(found[cell]) == pytest.approx(asdict(difference), rel=1e-12)
+        assert found[cell].users == 59

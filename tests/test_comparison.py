@@ -7,10 +7,12 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import polars as pl
 import pytest
 from hypothesis import given
@@ -19,24 +21,27 @@ from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
 from musketeers import ranking
-from musketeers.comparison import command, files, jobs, page, tables
+from musketeers.comparison import attempts, command, files, jobs, page, tables
 from musketeers.comparison import study as study_module
+from musketeers.comparison import workers as workers_module
+from musketeers.comparison.attempts import Attempts
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.results import results
 from musketeers.comparison.study import Study, checked, compare_models
+from musketeers.comparison.workers import Processes
 from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.synthetic import planted
 from musketeers.data.vocabulary import Vocabulary
-from musketeers.errors import ConfigError, DivergedError, RunError
+from musketeers.errors import ArtifactError, ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models import needs, registry
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range
-from musketeers.models.tuning import tune
+from musketeers.models.tuning import Try, best_of, tries, tune
 from musketeers.pipeline import smf, validations
 from musketeers.seeding import Seed
 from musketeers.task import Task, unwatched
@@ -94,6 +99,61 @@ def test_if_every_try_fails_the_first_failure_is_told():
         raise DivergedError(f"{len(settings)} settings")
 
     with pytest.raises(DivergedError, match=r"^0 settings$"):
+        tune(fit, height, BOWL, n_tries=3, seed=Seed(0))
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_is_proposed_does_not_depend_on_what_is_trained_side_by_side(failing):
+    def train(number, settings):
+        trained.append(number)
+        if failing and settings.get("x", 5.0) > 0.1:
+            return Try(settings, None, 0.0, "too large")
+        return Try(settings, height(settings), 0.0)
+
+    def backwards(numbers, settings):
+        batches.append(list(numbers))
+        found = [train(*one) for one in reversed(list(zip(numbers, settings, strict=True)))]
+        return found[::-1]
+
+    trained, batches, heard = [], [], []
+    found = tries(backwards, BOWL, n_tries=20, seed=Seed(3), on_try=lambda n, _: heard.append(n))
+    assert batches == [list(range(9)), *([n] for n in range(9, 20))]
+    assert trained != heard == list(range(20))
+    assert found == in_turn(train, n_tries=20)
+
+
+def in_turn(train, *, n_tries):
+    """As Optuna's manual has it: ask, train, tell."""
+    sampler = optuna.samplers.TPESampler(seed=Seed(3).integer() % 2**32, n_startup_trials=8)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    found = [train(0, {})]
+    for number in range(1, n_tries):
+        trial = study.ask()
+        x = trial.suggest_float("x", 1e-3, 10.0, log=True)
+        settings = {"x": x, "n": trial.suggest_int("n", 1, 9),
+                    "kind": trial.suggest_categorical("kind", ["a", "b"])}  # fmt: skip
+        found.append(train(number, settings))
+        if found[-1].failure:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, found[-1].valid)
+    return tuple(found)
+
+
+def test_the_best_is_the_first_of_the_largest():
+    def tried(valid):
+        return Try({}, valid, 0.0, None if valid is not None else "no")
+
+    assert best_of([tried(v) for v in (None, 0.1, 0.3, 0.3, None)]) == 2
+    assert best_of([tried(0.0)]) == 0
+    assert best_of([tried(None), tried(None)]) is None
+
+
+def test_a_disk_that_refuses_is_no_failed_try():
+    def fit(settings):
+        raise ArtifactError("disk is full")
+
+    with pytest.raises(ArtifactError, match="disk is full"):
         tune(fit, height, BOWL, n_tries=3, seed=Seed(0))
 
 
@@ -481,7 +541,7 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
     config, folder = small
     out = tmp_path / "out"
     command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2,
-                n_processes=2)  # fmt: skip
+                workers=Processes.of(2))  # fmt: skip
     text = json.loads((out / "results.json").read_text())
     assert set(text["models"]) == {"smf", "pop", "cat_art"}
     assert len(text["gains"]["by_source"]["cat_art"]) == 2
@@ -495,15 +555,16 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
     assert [len(tried["settings"]) > 0 for tried in tries] == [False, True]
     assert capsys.readouterr().out.startswith("| Model | Domain |")
     before = contents(out)
+    again = {"models": ["pop", "cat_art"], "n_seeds": 1, "n_tries": 2, "workers": Processes.of(2)}
     with pytest.raises(RunError, match="finished run, never overwritten"):
-        command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2)
-    command.run(config, folder, out, models=["pop", "cat_art"], n_seeds=1, n_tries=2, resume=True)
+        command.run(config, folder, out, **again)
+    command.run(config, folder, out, **again, resume=True)
     assert contents(out) == before
     # in one process, in another folder: the same numbers
     plan = Plan(configuration.dump(config), folder, tmp_path / "again", 2, 1, 2**32)
     for wave in jobs.jobs_of(("smf", "cat_art"), ["tv", "film"], 1):
         for job in wave:
-            jobs.run(plan, job)
+            jobs.run(plan, job, jobs.splits_of(plan, job.seed))
             one, other = jobs.found(out, job), jobs.found(plan.out, job)
             for domain, measured in one.metrics.items():
                 for name, values in measured.values.items():
@@ -513,7 +574,7 @@ def test_a_comparison_from_files_to_files(small, tmp_path, capsys):
 def test_what_was_chosen_in_each_domain_is_told(small, tmp_path, capsys):
     config, folder = small
     command.run(config, folder, tmp_path, models=["chosen", "linear"], n_seeds=1, n_tries=2,
-                n_processes=2)  # fmt: skip
+                workers=Processes.of(2))  # fmt: skip
     assert "Chosen" in capsys.readouterr().out
     tuning = json.loads((tmp_path / "results.json").read_text())["details"]
     (chosen,) = tuning["chosen"]["tuning"]
@@ -533,7 +594,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
     kept = {}
     for _ in range(2):
         study = compare_models(config, folder, tmp_path, models=["pop"], n_seeds=1, n_tries=1,
-                               n_processes=1)  # fmt: skip
+                               workers=Processes.of(1))  # fmt: skip
         assert not study.failed
         times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("manifest.json")}
         assert len(times) == 4
@@ -541,12 +602,96 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(small, tmp_path):
         kept = times
 
 
+@pytest.mark.parametrize("model", ["smf", "light_gcn"])
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_a_job_that_is_cut_off_goes_on_from_its_last_epoch(
+    small, tmp_path, monkeypatch, model, cut
+):
+    config, folder = small
+    whole, parts = (
+        Plan(configuration.dump(config), folder, tmp_path / name, 3, 1, 2**32)
+        for name in ("whole", "parts")
+    )
+    job, epochs = Job(0, model, "tv"), []
+
+    def train(plan, *, stop=math.inf):
+        def on_epoch(epoch):
+            epochs[-1].append(epoch.number)
+            if len(epochs[-1]) == stop:
+                raise KeyboardInterrupt
+
+        epochs.append([])
+        monkeypatch.setattr(attempts, "ignore", on_epoch)
+        jobs.run(plan, job, jobs.splits_of(plan, 0))
+
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, stop=cut)
+    assert not jobs.is_done(parts, job)
+    train(parts)
+    once, before, after = epochs
+    assert before + after == once
+    one, other = (jobs.found(plan.out, job) for plan in (whole, parts))
+    assert_same(one, other)
+    assert not list((tmp_path / "parts" / "checkpoints").rglob("try-*"))
+    epochs.clear()
+    train(parts)
+    assert epochs == [[]]
+
+
+def assert_same(one, other):
+    for domain, measured in one.metrics.items():
+        for name, values in measured.values.items():
+            np.testing.assert_array_equal(values, other.metrics[domain].values[name])
+    of_one, of_other = (
+        [{**tried, "seconds": 0} for tried in found.about["tries"]] for found in (one, other)
+    )
+    assert of_one == of_other
+    assert one.curves == other.curves
+    assert one.valid == other.valid
+
+
+def test_tries_elsewhere_find_what_those_of_one_process_do(small, tmp_path):
+    config, folder = small
+    here, there = (
+        Plan(configuration.dump(config), folder, tmp_path / name, 3, 1, 2**32)
+        for name in ("here", "there")
+    )
+    splits = jobs.splits_of(here, 0)
+    for model in ("smf", "item_knn"):
+        job = Job(0, model, "tv")
+        jobs.run(here, job, splits)
+        found = jobs.tuned(there, job, partial(map, partial(jobs.attempt, there, job, splits)))
+        kept = [p.name for p in job.progress(there.out).glob("try-*") if p.is_dir()]
+        assert len(kept) == (model == "smf")
+        jobs.finish(there, job, splits, found)
+        assert_same(jobs.found(here.out, job), jobs.found(there.out, job))
+
+
+def test_a_try_that_failed_is_trained_again_and_no_other(tmp_path):
+    tried = [Try({"x": 1.0}, None, 1.0, "no memory"), Try({"x": 1.0}, 0.5, 1.0)]
+    given = []
+
+    def train(number, settings):
+        given.append((number, settings))
+        return tried[len(given) - 1]
+
+    once = Attempts(tmp_path).once(train)
+    assert [once(3, {"x": 1.0}) for _ in range(4)] == [tried[0], tried[1], tried[1], tried[1]]
+    assert len(given) == 2
+    # what another version would try as the third is something else
+    given.clear()
+    once(3, {"x": 2.0})
+    once(4, {"x": 1.0})
+    assert len(given) == 2
+
+
 def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):
     config, folder = small
     out = {sampled: tmp_path / str(sampled) for sampled in (False, True)}
     for sampled, place in out.items():
-        command.run(config, folder, place, models=["pop"], n_seeds=2, n_tries=1, n_processes=1,
-                    sampled=sampled)  # fmt: skip
+        command.run(config, folder, place, models=["pop"], n_seeds=2, n_tries=1,
+                    workers=Processes.of(1), sampled=sampled)  # fmt: skip
     assert "| sampled HR@10 | sampled NDCG@10 |" in capsys.readouterr().out
     rows = {sampled: pl.read_parquet(place / "results.parquet") for sampled, place in out.items()}
     more = rows[True].filter(pl.col("metric").str.starts_with("sampled_"))
@@ -558,14 +703,15 @@ def test_sampled_metrics_are_one_more_thing_to_read(small, tmp_path, capsys):
     for place in (out[True] / "table.md", out[True] / "table.tex", out[True] / "report.html"):
         assert "Krichene and Rendle, KDD 2020" in place.read_text()
     with pytest.raises(RunError, match="sampled: among 99 -> None"):
-        command.run(config, folder, out[True], models=["pop"], n_seeds=2, n_tries=1, resume=True)
+        command.run(config, folder, out[True], models=["pop"], n_seeds=2, n_tries=1, resume=True,
+                    workers=Processes.of(1))  # fmt: skip
 
 
 def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
     config, folder = small
     hopeless = configuration.changed(config, {"pretrain.learning_rate": 1e30})
     study = compare_models(hopeless, folder, tmp_path, models=["pop", "cat_art"], n_seeds=1,
-                           n_tries=1, n_processes=1)  # fmt: skip
+                           n_tries=1, workers=Processes.of(1))  # fmt: skip
     assert {job.model for job in study.found} == {"pop"}
     assert {job.model for job in study.failed} == {"smf", "cat_art"}
     assert "learning_rate is probably too large" in study.failed[Job(0, "smf", "tv")]
@@ -575,7 +721,7 @@ def test_a_model_that_fails_is_named_and_the_others_count(small, tmp_path):
 
 def test_one_seed_that_fails_is_in_the_report_and_the_others_are_used(small, tmp_path, capsys):
     config, folder = small
-    options = {"models": ["pop", "ease"], "n_tries": 1, "n_processes": 1}
+    options = {"models": ["pop", "ease"], "n_tries": 1, "workers": Processes.of(1)}
     # a result that cannot be written, in the second seed alone
     out = tmp_path / "out"
     blocked = out / "jobs" / "1" / "ease"
@@ -663,7 +809,7 @@ def test_a_model_that_does_not_fit_says_what_it_needs_and_the_others_go_on(
     large = dataclasses.replace(MODELS["ease"], needs=lambda _: 10**15)
     monkeypatch.setattr(study_module, "MODELS", {**MODELS, "ease": large})
     study = compare_models(config, folder, tmp_path, models=["ease", "pop"], n_seeds=1, n_tries=1,
-                           n_processes=1)  # fmt: skip
+                           workers=Processes.of(1))  # fmt: skip
     assert {job.model for job in study.found} == {"smf", "pop"}
     assert set(study.failed) == {Job(0, "ease", "tv"), Job(0, "ease", "film")}
     assert study.failed[Job(0, "ease", "tv")].startswith(
@@ -672,11 +818,9 @@ def test_a_model_that_does_not_fit_says_what_it_needs_and_the_others_go_on(
     assert not (tmp_path / "jobs" / "0" / "ease").exists()
 
 
-def test_jobs_run_beside_each_other_only_as_memory_allows(small, tmp_path, monkeypatch):
-    config, folder = small
+def test_jobs_run_beside_each_other_only_as_memory_allows(monkeypatch):
     lock, running, seen = threading.Lock(), [], []
-    plan = Plan(configuration.dump(config), folder, tmp_path, 1, 1, 1000)
-    needs = {0: 900, 1: 600, 2: 400, 3: 300, 4: 300, 5: 300, 6: 1100}
+    needs = {0: 900, 1: 600, 2: 400, 3: 300, 4: 300, 5: 300}
 
     def run(_, job):
         with lock:
@@ -686,21 +830,21 @@ def test_jobs_run_beside_each_other_only_as_memory_allows(small, tmp_path, monke
         with lock:
             running.remove(job.seed)
 
-    monkeypatch.setattr(study_module, "_run", run)
-    monkeypatch.setattr(study_module, "peak", lambda: 0)
-    monkeypatch.setattr(study_module.work, "size", lambda _, job: job.seed)
-    measured = dataclasses.replace(MODELS["pop"], needs=lambda seed: needs[seed])
-    monkeypatch.setattr(study_module, "MODELS", {"pop": measured})
+    monkeypatch.setattr(workers_module, "_run", run)
     monkeypatch.setattr(
-        study_module, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n)
+        workers_module, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n)
     )
-    jobs_there = [Job(seed, "pop", "tv") for seed in (5, 6, 4, 3, 2, 1, 0)]
-    ended = dict(study_module._together(plan, jobs_there, 3))
-    assert set(ended) == set(jobs_there)
-    assert {job.seed for job, failure in ended.items() if failure} == {6}
+    there = {Job(seed, "pop", "tv"): needs[seed] for seed in (5, 4, 3, 2, 1, 0)}
+    assert dict(Processes(3, 1000).each(None, there)) == dict.fromkeys(there)
     assert max(sum(needs[n] for n in together) for together in seen) <= 1000
     assert [together[-1] for together in seen[:2]] == [0, 1]
     assert max(map(len, seen)) == 3
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_less_than_one_process_is_refused(n):
+    with pytest.raises(ConfigError, match=f"jobs is {n}; use 1 or more"):
+        Processes.of(n)
 
 
 @pytest.mark.parametrize(

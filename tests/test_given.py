@@ -9,6 +9,7 @@ import musketeers
 from musketeers import config as configuration
 from musketeers import runs
 from musketeers.comparison.study import compare_models
+from musketeers.comparison.workers import Processes
 from musketeers.config import GivenConfig, PretrainConfig
 from musketeers.data.domains import Domain
 from musketeers.data.interactions import Interactions
@@ -324,5 +325,5 @@ def test_a_comparison_trains_every_model_itself(tmp_path):
     with pytest.raises(ConfigError, match=r"pretrain.given has vectors of tv, but a comparison"):
         compare_models(
             parsed(pretrain), tmp_path, tmp_path / "out", models=["ease"], n_seeds=1, n_tries=1,
-            n_processes=1,
+            workers=Processes.of(1),
         )  # fmt: skip

@@ -19,7 +19,7 @@ from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ConfigError
 from musketeers.evaluation.compare import compare
-from musketeers.evaluation.evaluate import PerUser
+from musketeers.evaluation.evaluate import PerUser, means_of
 from musketeers.recommender import Recommender
 from musketeers.report import answers, environment, html, svg, tables, words
 from musketeers.results import Learning, RunResult
@@ -141,7 +141,7 @@ def test_the_headline_counts_wins_losses_and_the_defined_differences():
 
 def test_the_comparison_shows_means_users_and_marks():
     found = metrics()
-    text = rendered(tables.comparison(found, compare(found["cat_art"], found["smf"])))
+    text = rendered(tables.comparison(means_of(found), compare(found["cat_art"], found["smf"])))
     assert row(text, "tv") == ["tv", "1,200"]
     assert row(text, "SMF") == ["SMF", *["0.2000"] * 6]
     assert row(text, "CAT-ART") == ["CAT-ART", *["0.2150"] * 6]
@@ -152,7 +152,7 @@ def test_the_comparison_shows_means_users_and_marks():
 
 
 def test_one_model_alone_has_no_difference_and_no_legend():
-    text = rendered(tables.comparison({"smf": metrics()["smf"]}, {}))
+    text = rendered(tables.comparison(means_of({"smf": metrics()["smf"]}), {}))
     assert "SMF" in text
     assert "difference" not in text
     assert "▲" not in text

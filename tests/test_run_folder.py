@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -264,6 +265,29 @@ def test_checkpoints_hold_the_latest_and_go_at_the_end(unfinished):
         assert run.checkpoint("pretrain", "movie").load() is None
         run.finish()
         assert not (run.path / "checkpoints").exists()
+
+
+def test_writers_of_one_checkpoint_do_not_harm_each_other(tmp_path):
+    """As where a cluster has given up a worker that goes on."""
+
+    def write(name):
+        place = FolderCheckpoint(tmp_path, name)
+        for n in range(60):
+            place.save({"x": np.full(2000, n)}, {"n": n})
+
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write, name) for name in ("a", "b", "c")]
+        while not all(writer.done() for writer in writers):
+            found = FolderCheckpoint(tmp_path).load()
+            if found:
+                assert set(found[0]["x"].tolist()) == {found[1]["n"]}
+        for writer in writers:
+            writer.result()
+    assert FolderCheckpoint(tmp_path).load()[1] == {"n": 59}
+    # and one that works alone takes over what they left
+    FolderCheckpoint(tmp_path).save({}, {"n": 60})
+    assert FolderCheckpoint(tmp_path, "d").load()[1] == {"n": 60}
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_checkpoint_killed_between_its_steps_is_the_new_one(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from musketeers import config as configuration
 from musketeers import disk, runs, scorers
 from musketeers.comparison.jobs import Job
 from musketeers.comparison.study import compare_models
+from musketeers.comparison.workers import Processes
 from musketeers.config import ArtConfig
 from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ArtifactError, ConfigError, RunError
@@ -373,7 +374,13 @@ def compared(tmp_path_factory):
     config = configuration.changed(settings(folder, ("tv", "film")), {"seed": 1})
     models = ["ease", "mpf", "cat_art", "items_control"]
     return compare_models(
-        config, folder, folder / "study", models=models, n_seeds=2, n_tries=3, n_processes=1
+        config,
+        folder,
+        folder / "study",
+        models=models,
+        n_seeds=2,
+        n_tries=3,
+        workers=Processes.of(1),
     ), folder
 
 

@@ -2,14 +2,19 @@
 
 import gc
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from musketeers.parties import commands as parties
+
+if TYPE_CHECKING:
+    from musketeers.comparison.workers import Workers
+    from musketeers.execution import Executor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +37,21 @@ Device = Annotated[
     typer.Option(
         help="cpu, or cuda for a GPU: the three stages and lists are computed there, iALS and "
         "linear models not. The lists of a model are the same on both."
+    ),
+]
+On = Annotated[
+    Literal["here", "ray"],
+    typer.Option(
+        help="Where to train: here, or on a Ray cluster that is running, one domain on one node at "
+        "a time, to the same result; RUN is then a folder that all its nodes see."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="With --on ray: the cluster. By default what RAY_ADDRESS says, or else the one that "
+        "runs on this machine.",
     ),
 ]
 Domain = Annotated[str, typer.Option(help="The domain's name.")]
@@ -74,6 +94,47 @@ def _check_extra(extra: str, *packages: str) -> None:
         raise MissingExtraError(
             f"this needs {absent[0]}, which is not installed: pip install 'musketeers[{extra}]'"
         )
+
+
+def _workers(
+    on: str, address: str | None, out: Path, jobs: int | None, memory: str | None
+) -> AbstractContextManager["Workers"]:
+    """Who does the jobs of a comparison into `out`; raises as they are found or connected to."""
+    from musketeers.comparison.command import in_bytes
+    from musketeers.comparison.workers import Processes
+    from musketeers.errors import ConfigError
+
+    if on == "here":
+        _refuse_address(address)
+        return nullcontext(Processes.of(jobs, in_bytes(memory)))
+    for name, value in (("jobs", jobs), ("memory", memory)):
+        if value is not None:
+            raise ConfigError(
+                f"{name} is {value}, which is for processes of this machine; leave it out, a "
+                "cluster's nodes say what they have"
+            )
+    from musketeers.cluster.comparison import on_cluster
+
+    return on_cluster(address, out)
+
+
+def _executor(on: str, address: str | None) -> "Executor":
+    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
+    if on == "here":
+        from musketeers.execution import HERE
+
+        _refuse_address(address)
+        return HERE
+    from musketeers.cluster.executor import RayExecutor
+
+    return RayExecutor(address)
+
+
+def _refuse_address(address: str | None) -> None:
+    from musketeers.errors import ConfigError
+
+    if address is not None:
+        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
 
 
 @app.callback()
@@ -123,6 +184,8 @@ def fit(
         ),
     ] = None,
     device: Device = "cpu",
+    on: On = "here",
+    address: Address = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -150,7 +213,7 @@ def fit(
         result = runs.fit_run(
             settings.load(config), config.parent, out,
             resume=resume, threads=threads, watch=watch, only=only, n_tries=tune, budget=budget,
-            command=sys.argv,
+            executor=_executor(on, address), command=sys.argv,
         )  # fmt: skip
     tables.show(tables.of_run(result), tables.next_step(result, out))
 
@@ -419,24 +482,28 @@ def compare(
         ),
     ] = None,
     sampled: Sampled = False,
+    on: On = "here",
+    address: Address = None,
 ) -> None:
     """Compare models honestly: same splits, same tuning budget, several seeds, tests.
 
     Every model is tuned on validation data and measured on test data. Writes results.parquet (a
     row for each user), results.json, table.md, table.tex and report.html. What a comparison has
     finished is kept, and --resume goes on. A model that fails is named; the others count.
+    With --on ray the trainings run on a Ray cluster, with the same results.
 
     Example: `musketeers compare settings.toml --models ease,cat_art --seeds 3 --tune 5 --out cmp`
     """
     from musketeers import config as settings
     from musketeers.comparison import command
 
-    command.run(
-        settings.load(config), config.parent, out,
-        models=command.chosen(models, paper=paper), n_seeds=seeds, n_tries=tune,
-        n_processes=jobs, memory=command.in_bytes(memory), sampled=sampled, resume=resume,
-        words=sys.argv,
-    )  # fmt: skip
+    found = settings.load(config)
+    with _workers(on, address, out, jobs, memory) as workers:
+        command.run(
+            found, config.parent, out,
+            models=command.chosen(models, paper=paper), n_seeds=seeds, n_tries=tune,
+            workers=workers, sampled=sampled, resume=resume, words=sys.argv,
+        )  # fmt: skip
 
 
 @app.command()

@@ -19,7 +19,8 @@ from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.data.synthetic import planted
 from musketeers.errors import DataError
-from musketeers.pipeline import Jobs, art, exchanged
+from musketeers.execution import Jobs
+from musketeers.pipeline import art, exchanged
 from musketeers.pretrain.mf import Pretrained
 from musketeers.seeding import Seed
 

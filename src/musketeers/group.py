@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -104,7 +105,7 @@ def in_steps(rows: Int[np.ndarray, " row"], size: int) -> list[Int[np.ndarray, "
     """
     n_all = int(total(len(rows)))
     cuts = [min(step * len(rows) // max(n_all, 1), len(rows)) for step in range(0, n_all, size)]
-    return [rows[a:b] for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True)]
+    return [rows[a:b] for a, b in pairwise([*cuts, len(rows)])]
 
 
 def everywhere(holds: bool) -> bool:

@@ -1,7 +1,8 @@
 """CAT-ART from end to end.  Read this file first: it is the method's table of contents."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,18 +15,13 @@ from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.execution import Jobs
 from musketeers.heads.choice import Chosen, choose
 from musketeers.pretrain.alone import learn_alone
 from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
-from musketeers.training import Job
-
-Jobs = Callable[[str, str | None, int], Job]
-"""(stage, domain, epochs at most) -> where that job keeps its progress; the domain is None for all
-together."""
-
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -101,13 +97,14 @@ def smf(
     """
     seed = Seed(config.seed)
     looked_at = validations(splits, seed, n_threads=n_threads)
-    return {
-        name: learn_alone(
-            name, split, looked_at[name], given.get(name), config,
-            seed.child("pretrain", name), jobs("pretrain", name, config.pretrain.max_epochs),
+    learning = {
+        name: partial(
+            learn_alone, name, split, looked_at[name], given.get(name), config,
+            seed.child("pretrain", name),
         )
         for name, split in splits.items()
     }  # fmt: skip
+    return jobs.each("pretrain", learning, max_epochs=config.pretrain.max_epochs, dim=config.dim)
 
 
 def exchanged(splits: Mapping[str, Split], alone: Mapping[str, Pretrained]) -> UserEmbeddings:
@@ -137,13 +134,14 @@ def art(
     """Every domain of `splits` after it learned from what is `shared`."""
     seed = Seed(config.seed)
     looked_at = validations(splits, seed, n_threads=n_threads)
-    return {
-        name: transfer(
-            name, split, looked_at[name], alone[name], shared, aligned,
-            config, seed.child("art", name), jobs("art", name, config.art.max_epochs),
+    learning = {
+        name: partial(
+            transfer, name, split, looked_at[name], alone[name], shared, aligned,
+            config, seed.child("art", name),
         )
         for name, split in splits.items()
     }  # fmt: skip
+    return jobs.each("art", learning, max_epochs=config.art.max_epochs, dim=config.dim)
 
 
 def choices(

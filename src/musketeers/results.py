@@ -12,7 +12,15 @@ from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.data.drift import Reference
 from musketeers.data.overlap import OverlapReport
-from musketeers.evaluation.compare import Cell, Difference, compare, compare_pairs
+from musketeers.evaluation.compare import (
+    Cell,
+    Difference,
+    Sums,
+    compare,
+    compare_pairs,
+    compared,
+    summed,
+)
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.heads.choice import Verdict
 from musketeers.models.model import Made
@@ -151,8 +159,12 @@ class RunResult:
 
     def differences(self) -> dict[Cell, Difference]:
         """What recommends against each domain alone (SMF); empty if the run has one model alone."""
+        return compared(self.sums())
+
+    def sums(self) -> dict[Cell, Sums]:
+        """What `differences` asks of this run's users; empty likewise."""
         if len(self.metrics) < 2:
             return {}
         serves = self.recommender.about["model"]
         served = {domain: self.metrics[model][domain] for domain, model in serves.items()}
-        return compare(served, self.metrics["smf"])
+        return summed(served, self.metrics["smf"])

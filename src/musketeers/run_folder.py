@@ -13,7 +13,7 @@ import platform
 import shutil
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,7 @@ import numpy as np
 
 from musketeers import artifacts, memory
 from musketeers.costs import Cost, metered
-from musketeers.errors import RunError
+from musketeers.errors import ArtifactError, RunError
 from musketeers.group import of_all, total
 
 FORMAT = 1
@@ -37,10 +37,12 @@ KINDS = {
 }
 """What a folder may hold -> the command that writes it."""
 
+CHECKPOINTS = "checkpoints"
+"""What an unfinished run has so far is in a folder of this name, which goes when it is finished."""
+
 _MANIFEST = "manifest.json"
 _CONFIG = "config.toml"
 _LOCK = ".lock"
-_CHECKPOINTS = "checkpoints"
 _KEYS = {
     "status": str,
     "settings": dict,
@@ -55,41 +57,59 @@ _PACKAGES = ("musketeers", "numpy", "torch", "numba", "polars")
 
 @dataclass(frozen=True, slots=True)
 class FolderCheckpoint:
-    """The latest progress of one fit, as the artifact with the highest number in `folder`."""
+    """The latest progress of one fit, as the artifact with the highest number in `folder`.
+
+    Several processes may have one for the same folder, if they do the same fit: all that any of
+    them saves is then a state of that fit.
+    """
 
     folder: Path
+    writer: str = ""
+    """A name of this process alone, where others may be at the same fit: one that a cluster has
+    given up for lost may be alive.  Letters and digits."""
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """What was saved last, checked, or None; raises `ArtifactError` if it is damaged.
 
         Of several members (`group`) the last that all have saved.
         """
-        numbers = self._numbers()
-        last = int(of_all(np.array([numbers[-1] if numbers else -1])).min())
-        for number in numbers:
-            if number > last:
-                _remove(self.folder / str(number))
-        if last < 0:
-            return None
-        found = artifacts.load(self.folder / str(last), "checkpoint")
-        return found.tensors, found.about
+        self._agree()
+        while states := self._states():
+            try:
+                found = artifacts.load(self.folder / states[-1], "checkpoint")
+            except ArtifactError:
+                if states == self._states():
+                    raise
+            else:
+                return found.tensors, found.about
+        return None
 
     def save(self, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
         """Put the new one beside the old, then remove the old."""
-        old = self._numbers()
-        place = self.folder / str(old[-1] + 1 if old else 0)
+        old = self._states()
+        number = _number(old[-1]) + 1 if old else 0
+        place = self.folder / (f"{number}-{self.writer}" if self.writer else str(number))
         # no waiting for the disk: after a power cut the checksums tell a torn one
         artifacts.save(place, "checkpoint", tensors, about, durable=False)
         # while any member's new one is not there, all may need the old
         total(0)
-        for number in old:
-            _remove(self.folder / str(number))
+        for state in old:
+            _remove(self.folder / state)
 
-    def _numbers(self) -> list[int]:
+    def _agree(self) -> None:
+        """Let go what not all members have saved."""
+        states = self._states()
+        last = of_all(np.array([_number(states[-1]) if states else -1])).min()
+        for state in states:
+            if _number(state) > last:
+                _remove(self.folder / state)
+
+    def _states(self) -> list[str]:
         """A crash between the two steps of `save` leaves more than one; the last one counts."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+        names = [p.name for p in self.folder.iterdir() if p.name.partition("-")[0].isdecimal()]
+        return sorted(names, key=lambda name: (_number(name), name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +184,18 @@ class RunFolder:
 
     def checkpoint(self, *job: str) -> FolderCheckpoint:
         """The place for the progress of one job, such as ``checkpoint("pretrain", "tv")``."""
-        return FolderCheckpoint(self.path.joinpath(_CHECKPOINTS, *job))
+        return FolderCheckpoint(self.path.joinpath(CHECKPOINTS, *job))
 
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep plain values until the run is finished, in place of those of before."""
-        place = self.path / _CHECKPOINTS
+        place = self.path / CHECKPOINTS
         with artifacts.writing(place):
             place.mkdir(exist_ok=True)
         artifacts.write_text(place / f"{name}.json", json.dumps(value) + "\n")
 
     def remembered(self, name: str) -> dict[str, Any] | None:
         """What `remember` kept, or None."""
-        file = self.path / _CHECKPOINTS / f"{name}.json"
+        file = self.path / CHECKPOINTS / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def settle(self, config_text: str) -> None:
@@ -200,7 +220,8 @@ class RunFolder:
 
     def finish(self) -> None:
         """Declare the run complete: its checkpoints go, and nobody may write it again."""
-        _remove(self.path / _CHECKPOINTS)
+        _remove(self.path / CHECKPOINTS)
+        self._clear_drafts()
         self._write(self.manifest() | {"status": "finished", "finished": _now()})
 
     def _begin(self, inputs: dict[str, Any], command: Sequence[str]) -> None:
@@ -238,8 +259,10 @@ class RunFolder:
             self._write(manifest)
 
     def _clear_drafts(self) -> None:
+        # those of checkpoints go with these: a process that was given up may still be at one
         for draft in list(self.path.rglob(f"{artifacts.DRAFT_PREFIX}*")):
-            _remove(draft)
+            if self.path / CHECKPOINTS not in draft.parents:
+                _remove(draft)
 
     def _write(self, manifest: dict[str, Any]) -> None:
         manifest["peak_memory_bytes"] = max(manifest["peak_memory_bytes"], memory.peak())
@@ -249,6 +272,10 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def _number(state: str) -> int:
+    return int(state.partition("-")[0])
 
 
 def check_place(path: Path, *, resume: bool, kind: str = "run") -> None:
@@ -291,9 +318,11 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("kind") not in tuple(KINDS):
         raise RunError(f"{file}: is not a run's manifest; choose another folder")
     if found["kind"] != kind:
+        has_runs = found["kind"] == "sharded run" and kind == "run"
+        where = f"such as {path / 'shards' / '0'}" if has_runs else f"made by {KINDS[kind]}"
         raise RunError(
             f"{path}: holds a {found['kind']}, made by {KINDS[found['kind']]}; give a {kind}'s "
-            f"folder, made by {KINDS[kind]}"
+            f"folder, {where}"
         )
     if found.get("format") != FORMAT:
         raise RunError(
@@ -360,8 +389,9 @@ def _now() -> str:
 
 
 def _remove(path: Path) -> None:
-    with artifacts.writing(path):
+    # another process that does so too takes what is missing
+    with artifacts.writing(path), suppress(FileNotFoundError):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()

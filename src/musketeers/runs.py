@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from musketeers import artifacts, run_files, sources
 from musketeers import config as configuration
@@ -27,6 +27,7 @@ from musketeers.device import gpu
 from musketeers.errors import ConfigError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.execution import HERE, Executor, Jobs, Renamed, Watched, Work, Workers
 from musketeers.group import group, total
 from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
@@ -36,7 +37,7 @@ from musketeers.models.needs import FACTORS, Size, check_fit, refusal
 from musketeers.models.registry import MODELS
 from musketeers.models.tuning import Try, Tuned, fitted
 from musketeers.parallel import available_threads, libraries_on_one_thread
-from musketeers.pipeline import Jobs, Models, cat_art, choices, smf, validations
+from musketeers.pipeline import Models, cat_art, choices, smf, validations
 from musketeers.pretrain import given
 from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
@@ -47,13 +48,15 @@ from musketeers.report.html import render
 from musketeers.report.words import trial
 from musketeers.results import WITH_HISTORY, Learning, Metrics, RunResult
 from musketeers.run_files import open_run, scorers_of
-from musketeers.run_folder import FolderCheckpoint, RunFolder, check_place
+from musketeers.run_folder import RunFolder, check_place
 from musketeers.seeding import Seed
 from musketeers.task import Task
 from musketeers.training import Epoch
 
 STAGED = ("pop", "smf", "cat_art")
 """What a fit measures if it is told no model, beside what it chooses to recommend with."""
+
+Found = TypeVar("Found")
 
 _SEARCH = "search"
 """What an unfinished run remembers its search for a way to learn alone by."""
@@ -124,6 +127,7 @@ def fit_run(
     only: str | None = None,
     n_tries: int = 1,
     budget: str | float | None = None,
+    executor: Executor = HERE,
     command: Sequence[str] = (),
 ) -> RunResult:
     """Train, measure and save; the finished run.
@@ -142,6 +146,9 @@ def fit_run(
     On a GPU (`device.computing_on`) BPR, CAT and ART are trained and lists are made; such a run is
     resumed on one.
 
+    What each domain learns in stages 1 and 3 is done by `executor`, here by default; where does not
+    matter to the result, nor to whom may resume the run.
+
     Raises what reading, training and `RunFolder.create` raise, and `ConfigError` for a model
     that there is not, for more memory or room on the disk than there is, and for a budget that is
     not enough.
@@ -150,32 +157,34 @@ def fit_run(
     clock = _clock(budget, only)
     watch, n_threads = watch or Quiet(), thread_count(threads, out if resume else None)
     measured = models_to_measure(only, n_tries, n_domains=len(config.data.domains))
-    with metered() as cost:
-        reading = readers.read(config.data, base=base, told=watch.rows)
-    data = Data.of(reading, config, base, watch, costs={"read": cost})
-    del reading
     finished = resume and is_finished(out)
-    if {"smf", "cat_art"} & set(measured) and not finished:
-        whole = Size.of(data.domains, list(data.splits), dim=config.dim)
-        check_fit(whole, out, available() * 9 // 10, transfers="cat_art" in measured)
-    inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
-    if n_tries > 1:
-        inputs["tries"] = str(n_tries)
-    if clock:
-        inputs["budget"] = f"{clock.seconds:g}s"
-    if gpu():
-        inputs["device"] = str(gpu())
-    search = None
-    if not finished:
-        saved = RunFolder(out).remembered(_SEARCH) if resume else None
-        found = Search.from_json(saved) if saved else None
-        search = found or _search(clock, config, data, measured, n_threads, watch)
-    fit_data(
-        config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
-        resume=resume, n_threads=n_threads, watch=watch, command=command,
-    )  # fmt: skip
-    # let go before it is read again: both at once would be twice the memory
-    del data, search
+    with (HERE if finished else executor).workers(out) as workers:
+        with metered() as cost:
+            reading = readers.read(config.data, base=base, told=watch.rows)
+        data = Data.of(reading, config, base, watch, costs={"read": cost})
+        del reading
+        if {"smf", "cat_art"} & set(measured) and not finished:
+            whole = Size.of(data.domains, list(data.splits), dim=config.dim)
+            check_fit(whole, out, available() * 9 // 10, transfers="cat_art" in measured)
+            workers.check(data.splits, n_threads=n_threads, dim=config.dim)
+        inputs = {f"{name}, vectors": vectors.digest() for name, vectors in data.given.items()}
+        if n_tries > 1:
+            inputs["tries"] = str(n_tries)
+        if clock:
+            inputs["budget"] = f"{clock.seconds:g}s"
+        if gpu():
+            inputs["device"] = str(gpu())
+        search = None
+        if not finished:
+            saved = RunFolder(out).remembered(_SEARCH) if resume else None
+            found = Search.from_json(saved) if saved else None
+            search = found or _search(clock, config, data, measured, n_threads, watch)
+        fit_data(
+            config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
+            resume=resume, n_threads=n_threads, watch=watch, workers=workers, command=command,
+        )  # fmt: skip
+        # let go before it is read again: both at once would be twice the memory
+        del data, search
     return open_run(out)
 
 
@@ -192,6 +201,7 @@ def fit_data(
     command: Sequence[str],
     n_tries: int = 1,
     search: Search | None = None,
+    workers: Workers = HERE,
     add: Callable[[RunResult], RunResult] | None = None,
 ) -> None:
     """Train, measure and save on data that are read and split; the run is then finished.
@@ -211,7 +221,7 @@ def fit_data(
         if not run.finished:
             for stage, cost in data.costs.items():
                 run.add(stage, cost)
-            _make(run, config, data, measured, n_tries, search, n_threads, watch, add)
+            _make(run, config, data, measured, n_tries, search, n_threads, watch, workers, add)
 
 
 def _make(
@@ -223,9 +233,10 @@ def _make(
     search: Search | None,
     n_threads: int,
     watch: Watch,
+    workers: Workers,
     add: Callable[[RunResult], RunResult] | None,
 ) -> None:
-    jobs = _Jobs(run, data.splits, watch, n_threads, keeps=n_tries == 1)
+    jobs = _Jobs(run, data.splits, watch, n_threads, workers, keeps=n_tries == 1)
     if search:
         config = _settled(search, config, data, jobs, watch, run)
         run.settle(configuration.dump(config))
@@ -250,14 +261,16 @@ def fit(
     budget: str | float | None = None,
     threads: int | None = None,
     watch: Watch | None = None,
+    executor: Executor = HERE,
     **settings: Any,
 ) -> RunResult:
     """Train and measure in memory: domain name -> a pandas, polars or Arrow table.
 
     `settings` are those of a run's TOML file, a section as a mapping:
-    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``; `only`, `n_tries`
-    and `budget` are those of `fit_run`.  Nothing is written; ``result.recommender.save(...)`` keeps
-    the model.  Raises `ConfigError`, `DataError` and `DivergedError`; the frames are not changed.
+    ``fit(frames, seed=1, data={"user": "member"}, split={"method": "last"})``; `only`, `n_tries`,
+    `budget` and `executor` are those of `fit_run`.  Nothing is written;
+    ``result.recommender.save(...)`` keeps the model.  Raises `ConfigError`, `DataError` and
+    `DivergedError`; the frames are not changed.
     """
     section = settings.pop("data", {})
     if not isinstance(section, Mapping) or "domains" in section:
@@ -271,8 +284,9 @@ def fit(
     measured = models_to_measure(only, n_tries, n_domains=len(frames))
     data = Data.of(readers.from_frames(frames, config.data), config, Path(), watch)
     search = _search(clock, config, data, measured, n_threads, watch)
-    with libraries_on_one_thread():
-        jobs = _Jobs(None, data.splits, watch, n_threads)
+    with executor.workers(None) as workers, libraries_on_one_thread():
+        workers.check(data.splits, n_threads=n_threads, dim=config.dim)
+        jobs = _Jobs(None, data.splits, watch, n_threads, workers)
         if search:
             config = _settled(search, config, data, jobs, watch)
         fits = _train(config, data, measured, n_tries, jobs)
@@ -449,7 +463,10 @@ def _task(config: RunConfig, data: Data, n_threads: int) -> Task:
 
 
 class _Jobs:
-    """Hands each fit its checkpoints, its watcher and its clock; one fit at a time."""
+    """Hands each fit its checkpoints, its watcher and its clock; of those done here one at a time.
+
+    The `Jobs` of a run, and their `Keeper`.
+    """
 
     def __init__(
         self,
@@ -457,28 +474,50 @@ class _Jobs:
         splits: Mapping[str, Split],
         watch: Watch,
         n_threads: int,
+        workers: Workers,
         *,
         keeps: bool = True,
     ) -> None:
-        self.n_threads = n_threads
-        self._run, self._splits, self._watch = run, splits, watch
+        self.splits, self.n_threads, self.say = splits, n_threads, watch.say
+        self._run, self._watch, self._workers = run, watch, workers
         # tries of one model would take each other's checkpoints for their own
         self._keeps = run if keeps else None
         self._places: dict[str, str] = {}
         self._current = ExitStack()
 
-    def __call__(self, stage: str, domain: str | None, max_epochs: int) -> "_Job":
-        """See `pipeline.Jobs`.  The fit before is over when the next one starts."""
+    def __call__(self, stage: str, domain: str | None, max_epochs: int, /) -> Watched:
+        """See `Jobs.__call__`.  The fit before is over when the next one starts."""
         self.close()
-        trains = [split.train for name, split in self._splits.items() if domain in (name, None)]
-        samples = trains[0].n_users if stage == "cat" else sum(len(train) for train in trains)
         if self._run is not None:
             self._current.enter_context(self._run.timed(f"{stage}/{domain or 'all'}"))
-        on_epoch = self._current.enter_context(
-            self._watch.stage(stage, domain, samples=samples, max_epochs=max_epochs)
-        )
-        place = self._places.get(stage, stage)
-        return _Job(self._keeps, (place, domain or "all"), on_epoch)
+        on_epoch = self._current.enter_context(self.watched(stage, domain, max_epochs))
+        return Watched(self.place(stage, domain), on_epoch)
+
+    def each(
+        self, stage: str, work: Mapping[str, Work[Found]], *, max_epochs: int, dim: int
+    ) -> dict[str, Found]:
+        """See `Jobs.each`."""
+        self.close()
+        return self._workers.each(self, stage, work, max_epochs=max_epochs, dim=dim)
+
+    def place(self, stage: str, domain: str | None) -> Path | None:
+        """See `Keeper.place`."""
+        if self._keeps is None:
+            return None
+        return self._keeps.checkpoint(self._places.get(stage, stage), domain or "all").folder
+
+    def watched(
+        self, stage: str, domain: str | None, max_epochs: int
+    ) -> AbstractContextManager[Callable[[Epoch], None]]:
+        """See `Keeper.watched`."""
+        trains = [split.train for name, split in self.splits.items() if domain in (name, None)]
+        own = trains[0].n_users if stage == "cat" else sum(len(train) for train in trains)
+        return self._watch.stage(stage, domain, samples=int(total(own)), max_epochs=max_epochs)
+
+    def spent(self, stage: str, domain: str, cost: Cost) -> None:
+        """See `Keeper.spent`."""
+        if self._run is not None:
+            self._run.add(f"{stage}/{domain}", cost)
 
     @contextmanager
     def trial(self, name: str, max_epochs: int) -> Generator[Jobs]:
@@ -486,7 +525,7 @@ class _Jobs:
         try:
             if not max_epochs:
                 self(name, None, 0)
-            yield lambda _stage, domain, _: self(name, domain, max_epochs)
+            yield Renamed(self, name)
         finally:
             self.close()
 
@@ -506,17 +545,6 @@ class _Jobs:
     def close(self) -> None:
         """End the fit that is under way."""
         self._current.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    run: RunFolder | None
-    name: tuple[str, str]
-    on_epoch: Callable[[Epoch], None]
-
-    def checkpoint(self, part: str) -> FolderCheckpoint | None:
-        """See `training.Job.checkpoint`; none outside a run folder."""
-        return self.run.checkpoint(*self.name, part) if self.run else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,16 +7,14 @@ from musketeers.baselines.ease import MAX_BYTES
 from musketeers.config import RunConfig
 from musketeers.data.domains import Split
 from musketeers.evaluation.validation import Validation
-from musketeers.pipeline import Jobs
+from musketeers.execution import InTurn, Jobs
 from musketeers.pretrain.given import Given
 from musketeers.pretrain.mf import Pretrained
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
-
-def unwatched(_stage: str, _domain: str | None, _max_epochs: int) -> Unwatched:
-    """`Jobs` that keep nothing and tell nobody."""
-    return Unwatched()
+unwatched = InTurn(lambda _stage, _domain, _max_epochs: Unwatched())
+"""`Jobs` that keep nothing and tell nobody."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -69,9 +69,9 @@ class Inputs:
         index = shared.index(target)
         others = np.flatnonzero(np.arange(len(shared.domains)) != index)
         everybody = Everybody(
-            shared.values,
-            shared.known,
-            aligned if config.art.shared else np.zeros_like(aligned),
+            _fixed(shared.values),
+            _fixed(shared.known),
+            _fixed(aligned if config.art.shared else np.zeros_like(aligned)),
             index,
             others,
         )
@@ -80,7 +80,8 @@ class Inputs:
         )
         names = tuple(shared.domains[place] for place in others)
         length = np.float32(shared.lengths[index])
-        return cls(everybody, names, alone.factors.users, length, sharpness, factors)
+        users = _fixed(alone.factors.users)
+        return cls(everybody, names, users, length, sharpness, factors)
 
     def forward(
         self, weights: Weights, rows: Int[np.ndarray, " batch"]
@@ -115,6 +116,13 @@ class Inputs:
 
         each(fill, len(some), n_threads=n_threads)
         return Factors(users, items)
+
+
+def _fixed(array: np.ndarray) -> np.ndarray:
+    """Not to be written to, wherever it lies: loops are compiled once for shared memory too."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def blocks(rows: Int[np.ndarray, " row"]) -> list[Int[np.ndarray, " block"]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from musketeers.config import changed
+from musketeers.execution import InTurn
 from musketeers.heads.ladder import ladder
 from musketeers.pipeline import Models, cat_art, exchanged, smf
 from musketeers.task import Task
@@ -59,9 +60,9 @@ def estimate(task: Task) -> Costs:
     }  # fmt: skip
     brief, threads = changed(task.config, short), task.n_threads
     if len(task.splits) > 1:
-        made = cat_art(task.splits, brief, jobs, n_threads=threads, given=task.given)
+        made = cat_art(task.splits, brief, InTurn(jobs), n_threads=threads, given=task.given)
     else:
-        made = Models(smf(task.splits, brief, jobs, n_threads=threads, given=task.given))
+        made = Models(smf(task.splits, brief, InTurn(jobs), n_threads=threads, given=task.given))
     inverses, ranking = _heads(task, made)
     by_stage = {
         stage: n * sum(_seconds(look) for (of, _), look in looks.items() if of == stage)

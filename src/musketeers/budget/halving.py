@@ -16,9 +16,10 @@ from musketeers.budget.recipes import Recipe
 from musketeers.config import changed
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.execution import Jobs
 from musketeers.heads.candidates import Candidates
 from musketeers.heads.ladder import ladder
-from musketeers.pipeline import Jobs, exchanged, smf
+from musketeers.pipeline import exchanged, smf
 from musketeers.pretrain.mf import Pretrained
 from musketeers.task import Task
 

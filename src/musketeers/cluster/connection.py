@@ -6,24 +6,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from threading import current_thread
+from typing import Any, TextIO, cast
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from musketeers import artifacts
-from musketeers.errors import ClusterError, MissingExtraError
+from musketeers.errors import ClusterError
 from musketeers.run_folder import versions
-
-try:
-    import ray
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ImportError as error:
-    raise MissingExtraError(
-        f"this needs {error.name}, which is not installed: pip install 'musketeers[ray]'"
-    ) from None
 
 REACHED = 30.0
 """Seconds that a cluster may take to answer."""
@@ -64,6 +60,23 @@ class Cluster:
     address: str
     nodes: tuple[Node, ...]
 
+    def now(self) -> "Cluster":
+        """The same with the nodes that are alive now; those that joined were not looked at."""
+        return replace(self, nodes=tuple(_nodes(self.address)))
+
+    def answering(self) -> "Cluster":
+        """The same with the nodes that answer; Ray may not know yet that others are dead.
+
+        Raises `ClusterError` if there is none.
+        """
+        left = tuple(node for node in self.now().nodes if _answers(node))
+        if not left:
+            raise ClusterError(
+                f"no node of the cluster at {self.address} answers; see that it runs, and go on "
+                "with --resume"
+            )
+        return replace(self, nodes=left)
+
     def check(self, job: str, needs: Needs) -> None:
         """Raise `ClusterError` unless some node could meet all the needs if it had nothing else."""
         kinds: tuple[tuple[Callable[[Needs | Node], float], Callable[[float], str], str], ...] = (
@@ -85,53 +98,67 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str | None, folder: Path) -> Generator[Cluster]:
+def connected(address: str | None, folder: Path | None) -> Generator[Cluster]:
     """The cluster at `address`, until the block ends, for a run that is written to `folder`.
 
     Without an address the one in the environment's RAY_ADDRESS, else one that runs on this
     machine; none is ever started.  A process that is connected already stays so.  `folder` is made
-    if need be, and let go again if it is empty.
+    if need be, and let go again if it is empty; None is for a run that writes nothing.
 
     Raises `ClusterError` within about two minutes for a cluster that does not answer, for a node
     with other versions of Python, ray, or what results depend on, for a node without this package,
     and for a node that does not see `folder` or may not write there.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(address or os.environ.get("RAY_ADDRESS") or "auto")
-    at = ray.get_runtime_context().gcs_address
-    try:
-        if not ours and address not in (None, "auto", at):
+    with _session(address) as at:
+        nodes = tuple(_nodes(at))
+        _check_packages(nodes)
+        if folder:
+            _check_storage(nodes, folder.resolve())
+        yield Cluster(at, nodes)
+
+
+@contextmanager
+def _session(address: str | None) -> Generator[str]:
+    """The address of the cluster that this process is connected to until the block ends."""
+    if ray.is_initialized():
+        at = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", at):
             raise ClusterError(
                 f"this process is connected to the cluster at {at} already, not to {address}; "
                 "leave out the address or call ray.shutdown() before"
             )
-        nodes = tuple(_nodes(at))
-        _look_at(nodes, folder.resolve())
-        yield Cluster(at, nodes)
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def living() -> tuple[Node, ...]:
-    """The nodes of the cluster that is connected which still run jobs; asks each."""
-    at = ray.get_runtime_context().gcs_address
-    return tuple(node for node in _nodes(at) if _lives(node))
-
-
-def _lives(node: Node) -> bool:
+        yield at
+        return
+    _connect(address or os.environ.get("RAY_ADDRESS") or "auto")
     try:
-        return bool(list(_asked((node,), _life())))
-    except ClusterError:
-        return False
+        with redirect_stdout(cast(TextIO, _WithoutRay(sys.stdout))):
+            yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
 
 
-def _life() -> Callable[..., dict[str, Any]]:
-    def life() -> dict[str, Any]:
+class _WithoutRay:
+    """A stdout for results: what ray's threads print of nodes that die goes to stderr."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        ours = not current_thread().name.startswith("ray_")
+        return (self._stdout if ours else sys.stderr).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
+
+
+def _answers(node: Node) -> bool:
+    def answer() -> dict[str, Any]:
         return {}
 
-    return life
+    try:
+        return len(list(_asked((node,), answer))) == 1
+    except ClusterError:
+        return False
 
 
 def _connect(address: str) -> None:
@@ -171,6 +198,11 @@ def _refusal(where: str, told: str) -> str:
     """What ray told of a connection that failed, in one line."""
     if "Could not find any running Ray instance" in told:
         return f"no Ray cluster {where}; {_START}"
+    if "InvalidAuthToken" in told:
+        return (
+            f"the cluster {where} asks for a token that this process does not have; set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its nodes"
+        )
     lines = told.strip().splitlines() or ["no reason was given"]
     if (mismatch := told.find("Version mismatch")) >= 0:
         told = " ".join(told[mismatch:].split())
@@ -191,16 +223,41 @@ def _nodes(address: str) -> Generator[Node]:
         )  # fmt: skip
 
 
-def _look_at(nodes: tuple[Node, ...], folder: Path) -> None:
-    """Raise `ClusterError` for the first node that is not fit for a run into `folder`."""
+def _check_packages(nodes: tuple[Node, ...]) -> None:
+    """Raise `ClusterError` for the first node without this package, or with other versions."""
     here = {**versions(), "ray": ray.__version__}
+    for node, has in _asked(nodes, _installed(), tuple(here)):
+        if has["musketeers"] is None:
+            raise ClusterError(
+                f"node {node.host} has no package musketeers; install the same version as here "
+                f"({here['musketeers']}) there: pip install 'musketeers[ray]'"
+            )
+        for name, version in here.items():
+            if has[name] != version:
+                raise ClusterError(
+                    f"node {node.host} has {name} {has[name] or 'not at all'}, here it is "
+                    f"{version}; install the same everywhere, results depend on it"
+                )
+
+
+def _check_storage(nodes: tuple[Node, ...], folder: Path) -> None:
+    """Raise `ClusterError` for the first node that does not see the folder or may not write."""
     token = folder / f"{artifacts.DRAFT_PREFIX}{token_hex(8)}"
     with artifacts.writing(token):
         folder.mkdir(parents=True, exist_ok=True)
         token.write_text(token.name, encoding="utf-8")
     try:
-        for node, has in _asked(nodes, _sight(), str(token), tuple(here)):
-            _check(node, has, here, folder)
+        for node, may in _asked(nodes, _sight(), str(token)):
+            if not may["see"]:
+                raise ClusterError(
+                    f"node {node.host} does not see {folder}; give a folder on storage that all "
+                    "nodes share under the same path (--out)"
+                )
+            if not may["write"]:
+                raise ClusterError(
+                    f"node {node.host} may not write to {folder}; let the user of its Ray "
+                    "processes do so"
+                )
     finally:
         token.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: it is somebody's
@@ -236,54 +293,39 @@ def _asked(
             ) from None
 
 
-def _check(node: Node, has: Mapping[str, Any], here: Mapping[str, str], folder: Path) -> None:
-    if has["musketeers"] is None:
-        raise ClusterError(
-            f"node {node.host} has no package musketeers; install the same version as here "
-            f"({here['musketeers']}) there: pip install 'musketeers[ray]'"
-        )
-    for name, version in here.items():
-        if has[name] != version:
-            raise ClusterError(
-                f"node {node.host} has {name} {has[name] or 'not at all'}, here it is {version}; "
-                "install the same everywhere, results depend on it"
-            )
-    if not has["sees"]:
-        raise ClusterError(
-            f"node {node.host} does not see {folder}; give a folder on storage that all nodes "
-            "share under the same path (--out)"
-        )
-    if not has["writes"]:
-        raise ClusterError(
-            f"node {node.host} may not write to {folder}; let the user of its Ray processes do so"
-        )
+# What nodes are asked: a function within a function is sent whole, and needs no package there.
+
+
+def _installed() -> Callable[..., dict[str, Any]]:
+    def installed(names: tuple[str, ...]) -> dict[str, str | None]:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+        from importlib.util import find_spec
+
+        found: dict[str, str | None] = {}
+        for name in names:
+            try:
+                # a package whose files are gone may have left its description behind
+                found[name] = version(name) if find_spec(name) else None
+            except PackageNotFoundError:
+                found[name] = None
+        return {**found, "python": platform.python_version()}
+
+    return installed
 
 
 def _sight() -> Callable[..., dict[str, Any]]:
-    """What a node is asked; within a function, it is sent whole and needs no package there."""
-
-    def sight(token: str, names: tuple[str, ...]) -> dict[str, Any]:
+    def sight(token: str) -> dict[str, bool]:
         import os
-        import platform
         import time
-        from importlib.metadata import PackageNotFoundError, version
-        from importlib.util import find_spec
         from pathlib import Path
-
-        def installed(name: str) -> str | None:
-            try:
-                return version(name) if find_spec(name) else None
-            except PackageNotFoundError:
-                return None
 
         file, until = Path(token), time.monotonic() + 5
         while not file.exists() and time.monotonic() < until:
             time.sleep(0.2)  # a network's file system may tell of new files late
         return {
-            **{name: installed(name) for name in names if name != "python"},
-            "python": platform.python_version(),
-            "sees": file.exists() and file.read_text(encoding="utf-8") == file.name,
-            "writes": os.access(file.parent, os.W_OK),
+            "see": file.exists() and file.read_text(encoding="utf-8") == file.name,
+            "write": os.access(file.parent, os.W_OK),
         }
 
     return sight

@@ -1,5 +1,6 @@
 """What each member of a sharded run does: the whole method, on its own users."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from musketeers.cluster.collective import Collective
 from musketeers.config import RunConfig
 from musketeers.data.overlap import overlap_report
 from musketeers.data.readers import Reading
 from musketeers.data.shards import read_about, read_shard
+from musketeers.evaluation.compare import Cell, Sums
 from musketeers.group import member_of, of_all
+from musketeers.run_files import open_run
 from musketeers.run_folder import RunFolder
 from musketeers.runs import Data, Watch, fit_data
 
@@ -37,10 +41,14 @@ class Errand:
     """Host and port where they find each other."""
 
 
-def work(errand: Errand, place: int, watch: Watch) -> None:
-    """Be the member at that place: fit its shard with the others, into a run folder of its own."""
+def work(errand: Errand, place: int, watch: Watch) -> Mapping[Cell, Sums]:
+    """Be the member at that place: fit its shard with the others, into a run folder of its own.
+
+    What its users add to the comparison of what recommends with each domain alone
+    (`RunResult.sums`).
+    """
     host, port = errand.meeting
-    store = dist.TCPStore(host, port, timeout=_PATIENCE)
+    store = TCPStore(host, port, timeout=_PATIENCE)
     dist.init_process_group(
         "gloo", store=store, rank=place, world_size=errand.n_members, timeout=_PATIENCE
     )
@@ -48,6 +56,7 @@ def work(errand: Errand, place: int, watch: Watch) -> None:
         after.callback(dist.destroy_process_group)
         after.enter_context(member_of(Collective()))
         _fit(errand, place, watch)
+    return open_run(folder_of(errand.out, place)).sums()
 
 
 def folder_of(out: Path, place: int) -> Path:

@@ -16,12 +16,12 @@ from musketeers.comparison.jobs import Job
 from musketeers.comparison.results import results
 from musketeers.comparison.study import checked, compare_models
 from musketeers.comparison.tables import markdown
+from musketeers.comparison.workers import Workers
 from musketeers.config import RunConfig
 from musketeers.data.overlap import overlap_report
 from musketeers.data.splits import split
 from musketeers.errors import ConfigError, RunError
 from musketeers.models.registry import MODELS, PAPER
-from musketeers.parallel import available_threads
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import fingerprints
 from musketeers.seeding import Seed
@@ -58,8 +58,7 @@ def run(
     models: Sequence[str],
     n_seeds: int,
     n_tries: int,
-    n_processes: int | None = None,
-    memory: int | None = None,
+    workers: Workers,
     sampled: bool = False,
     resume: bool = False,
     words: Sequence[str] = (),
@@ -70,8 +69,6 @@ def run(
     failed: the files are written by then, with what the others found.
     """
     names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
-    if n_processes is not None and n_processes < 1:
-        raise ConfigError(f"jobs is {n_processes}; use 1 or more")
     check_place(out, resume=resume, kind="comparison")
     reading = work.reading(configuration.dump(config), base.resolve())
     inputs = {
@@ -97,8 +94,7 @@ def run(
 
             study = compare_models(
                 config, base.resolve(), out.resolve(), models=names, n_seeds=n_seeds,
-                n_tries=n_tries, n_processes=n_processes or available_threads(), memory=memory,
-                sampled=sampled, on_done=on_done,
+                n_tries=n_tries, workers=workers, sampled=sampled, on_done=on_done,
             )  # fmt: skip
         if folder.finished:
             return

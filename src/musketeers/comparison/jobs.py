@@ -2,8 +2,8 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,24 @@ from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
+from musketeers.comparison.attempts import Attempts
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Split
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
+from musketeers.errors import RunError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
-from musketeers.models.model import Made, valid_ndcg
+from musketeers.models.model import Made, Settings, valid_ndcg
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import fitted
+from musketeers.models.tuning import Each, Trainer, Try, best_of, measured, stream, tries
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
+from musketeers.run_folder import CHECKPOINTS
 from musketeers.seeding import Seed
 from musketeers.task import Task
 
@@ -65,7 +68,15 @@ class Job:
 
     def place(self, out: Path) -> Path:
         """The folder of what it found."""
-        return out / "jobs" / str(self.seed) / self.model / (self.domain or "all")
+        return out / "jobs" / self._path
+
+    def progress(self, out: Path) -> Path:
+        """The folder of what it has so far, gone when it is done."""
+        return out / CHECKPOINTS / self._path
+
+    @property
+    def _path(self) -> Path:
+        return Path(str(self.seed), self.model, self.domain or "all")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,32 +104,59 @@ class Found:
     """Domain -> source -> NDCG@10 of the test users, ranked with that source hidden."""
 
 
-def run(plan: Plan, job: Job) -> None:
-    """Do the job, unless it is done already."""
-    if is_done(plan, job):
-        return
-    place = job.place(plan.out)
-    task = _task(plan, job)
-    tuned = fitted(job.model, MODELS[job.model], task, n_tries=plan.n_tries)
-    made = tuned.made
-    metrics = {
-        name: measure(
-            one.scorer, task.splits[name], task.seed.child("sampled", name),
-            sampled=plan.sampled, n_threads=plan.n_threads,
-        )
-        for name, one in made.items()
-    }  # fmt: skip
-    about = {
-        "domains": list(metrics),
-        "metrics": list(next(iter(metrics.values())).values),
-        "valid": valid_ndcg(made, task),
-        "settings": dict(tuned.best.settings),
-        "tries": [asdict(tried) for tried in tuned.tries],
-        **_described(made),
-    }
-    with artifacts.writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
+Splits = Mapping[str, Split]
+"""Every domain's, of the job's seed."""
+
+
+def run(plan: Plan, job: Job, splits: Splits) -> None:
+    """Do the whole job here, its tries one after the other, unless it is done already.
+
+    A job that was cut off goes on from the last epoch of the try that it was at.
+    """
+    if not is_done(plan, job):
+        trainer = _trainer(plan, job, _task(plan, job, splits))
+        found = tuned(plan, job, partial(map, _attempts(plan, job).once(trainer)))
+        _conclude(plan, job, splits, found, trainer.best)
+
+
+def tuned(plan: Plan, job: Job, each: Each) -> tuple[Try, ...]:
+    """The tries of the job, trained wherever `each` does so; needs no data here.
+
+    Of what their trainings left, that of the best is kept.
+    """
+    attempts, ended = _attempts(plan, job), list[Try]()
+
+    def on_try(number: int, tried: Try) -> None:
+        before = best_of(ended)
+        ended.append(tried)
+        lost = before if best_of(ended) == number else number
+        if lost is not None:
+            attempts.forget(lost, ended[lost].settings)
+
+    return tries(
+        each, MODELS[job.model].space, n_tries=plan.n_tries,
+        seed=stream(job.model, Seed(job.seed), job.domain), on_try=on_try,
+    )  # fmt: skip
+
+
+def attempt(plan: Plan, job: Job, splits: Splits, number: int, settings: Settings) -> Try:
+    """One try of the job, which goes on where it was cut off; recalled if it went well before."""
+    trainer = _trainer(plan, job, _task(plan, job, splits))
+    return _attempts(plan, job).once(trainer)(number, settings)
+
+
+def finish(plan: Plan, job: Job, splits: Splits, found: Sequence[Try]) -> None:
+    """Measure the best of the job's tries and write it down, unless it is done already.
+
+    The model is made again from what its trainings left, bitwise the same.
+    """
+    if not is_done(plan, job):
+        _conclude(plan, job, splits, found, None)
+
+
+def n_tries(plan: Plan, job: Job) -> int:
+    """How often the job trains; once if there is nothing to tune."""
+    return plan.n_tries if MODELS[job.model].space else 1
 
 
 def is_done(plan: Plan, job: Job) -> bool:
@@ -157,6 +195,11 @@ def jobs_of(models: Sequence[str], domains: Sequence[str], n_seeds: int) -> list
     return [[job for job in every if job not in late], late]
 
 
+def splits_of(plan: Plan, seed: int) -> Splits:
+    """The data, split by that seed; the latest are kept in this process."""
+    return _splits(plan.config_text, plan.base, seed)
+
+
 def size(plan: Plan, job: Job) -> Size:
     """How much the job is about."""
     everything = reading(plan.config_text, plan.base).domains
@@ -164,8 +207,52 @@ def size(plan: Plan, job: Job) -> Size:
     return Size.of(everything, names, dim=_config(plan.config_text).dim)
 
 
-def _task(plan: Plan, job: Job) -> Task:
-    config, splits = _config(plan.config_text), _splits(plan.config_text, plan.base, job.seed)
+def _conclude(
+    plan: Plan, job: Job, splits: Splits, found: Sequence[Try], kept: tuple[Try, Made] | None
+) -> None:
+    """Measure the best try's model, the one that was `kept` or another, and write it down."""
+    number = best_of(found)
+    if number is None:
+        raise RunError(found[0].failure)
+    best, task = found[number], _task(plan, job, splits)
+    made = kept[1] if kept and kept[0] is best else _fit(plan, job, task, number, best.settings)
+    metrics = {
+        name: measure(
+            one.scorer, task.splits[name], task.seed.child("sampled", name),
+            sampled=plan.sampled, n_threads=plan.n_threads,
+        )
+        for name, one in made.items()
+    }  # fmt: skip
+    about = {
+        "domains": list(metrics),
+        "metrics": list(next(iter(metrics.values())).values),
+        "valid": valid_ndcg(made, task),
+        "settings": dict(best.settings),
+        "tries": [asdict(tried) for tried in found],
+        **_described(made),
+    }
+    place = job.place(plan.out)
+    with artifacts.writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
+    _attempts(plan, job).clear()
+
+
+def _trainer(plan: Plan, job: Job, task: Task) -> Trainer[Made]:
+    return Trainer(partial(_fit, plan, job, task), partial(measured, task=task))
+
+
+def _fit(plan: Plan, job: Job, task: Task, number: int, settings: Settings) -> Made:
+    jobs = _attempts(plan, job).jobs(number, settings)
+    return MODELS[job.model].fit(replace(task, jobs=jobs), settings)
+
+
+def _attempts(plan: Plan, job: Job) -> Attempts:
+    return Attempts(job.progress(plan.out))
+
+
+def _task(plan: Plan, job: Job, splits: Splits) -> Task:
+    config = _config(plan.config_text)
     looked_at = validations(splits, Seed(job.seed), n_threads=plan.n_threads)
     names = MODELS[job.model].sight(splits, job.domain)
     starts = MODELS[job.model].starts_from_smf

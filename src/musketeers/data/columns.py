@@ -37,6 +37,11 @@ class Faults:
     n_bytes: int = 0
     """Of the first overlong id."""
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether there is no fault."""
+        return not (self.missing or self.no_id or self.first_wrong)
+
     def then(self, later: "Faults") -> "Faults":
         """Of this part of a column and the one after it, together."""
         return Faults(

@@ -28,7 +28,7 @@ _PARQUET, _PARQUET_ENCRYPTED, _GZIP = b"PAR1", b"PARE", b"\x1f\x8b"
 _LONGEST_LINE = 1 << 20
 ROWS = 1 << 20
 """In a batch, at most: enough that what a batch costs beside its rows is small."""
-_BUFFER = 1 << 22
+BUFFER = 1 << 22
 """Bytes of a Parquet column that are read at a time, however long its row groups are."""
 
 
@@ -209,7 +209,7 @@ def _format(start: bytes) -> str | None:
 def _read_parquet(
     path: Path, file: BufferedIOBase, columns: Sequence[str]
 ) -> Iterator[pl.DataFrame]:
-    content = parquet(path, file, columns, buffer_size=_BUFFER)
+    content = parquet(path, file, columns, buffer_size=BUFFER)
     yield from parquet_batches(content, columns)
     pa.default_memory_pool().release_unused()  # what batches took would stay with the process
 

@@ -1,6 +1,6 @@
 """From files or frames to domains: ids checked, repeats collapsed, rare users and items dropped."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -144,14 +144,14 @@ def read(config: DataConfig, *, base: Path, told: Rows = untold) -> Reading:
     """
     if not config.domains:
         raise DataError("no domain is given; name at least one file under [data.domains]")
-    wanted = {name: _wanted(config, name) for name in config.domains}
+    columns = {name: wanted(config, name) for name in config.domains}
     paths = {name: files.find(source, base) for name, source in config.domains.items()}
-    _refuse_shared_files(paths)
+    refuse_shared({n: [(p, files.identity(p)) for p in own] for n, own in paths.items()})
     _refuse_too_many_rows([path for several in paths.values() for path in several])
     cores: dict[str, _Core] = {}
-    for name, columns in wanted.items():
+    for name, own in columns.items():
         with told("read", name) as on_rows:
-            cores[name] = _from_files(name, paths[name], columns, config, on_rows)
+            cores[name] = _from_files(name, paths[name], own, config, on_rows)
     return _joined(_under(config.secret, cores, base))
 
 
@@ -163,9 +163,9 @@ def from_frames(frames: Mapping[str, object], config: Columns) -> Reading:
     """
     if not frames:
         raise DataError("no domain is given; pass at least one frame")
-    wanted = {name: _wanted(config, name) for name in frames}
+    columns = {name: wanted(config, name) for name in frames}
     _refuse_shared_frames(frames)
-    cores = {n: _from_frame(n, frames[n], columns, config) for n, columns in wanted.items()}
+    cores = {name: _from_frame(name, frames[name], own, config) for name, own in columns.items()}
     return _joined(_under(config.secret, cores, Path()))
 
 
@@ -180,14 +180,8 @@ def among(reading: Reading, ids: pl.Series) -> Reading:
     return _joined(cores, ids)
 
 
-def _core_of(name: str, reading: Reading) -> _Core:
-    domain, users = reading.domains.domains[name], reading.domains.users
-    known = np.flatnonzero(domain.pairs.known_users())
-    pairs, source = domain.pairs.of_each(known), reading.sources[name]
-    return _Core(users.ids(known), domain.items, pairs, domain.times, None, source)
-
-
-def _wanted(config: Columns, domain: str) -> dict[Role, str]:
+def wanted(config: Columns, domain: str) -> dict[Role, str]:
+    """The columns to read of a domain; `DataError` if one has two roles or the name is none."""
     try:
         check_domain_name(domain)
     except ValueError as error:
@@ -205,15 +199,54 @@ def _wanted(config: Columns, domain: str) -> dict[Role, str]:
     return {role: column for column, role in taken.items()}
 
 
-def _refuse_shared_files(paths: Mapping[str, Sequence[Path]]) -> None:
-    owner: dict[tuple[int, int], str] = {}
-    for name, found in paths.items():
-        for path in found:
-            other = owner.setdefault(files.identity(path), name)
+def refuse_shared(owned: Mapping[str, Iterable[tuple[object, Hashable]]]) -> None:
+    """Raise `DataError` if two domains own one file: its name, and what it is known by."""
+    owner: dict[Hashable, str] = {}
+    for name, found in owned.items():
+        for path, identity in found:
+            other = owner.setdefault(identity, name)
             if other != name:
                 raise DataError(
                     f"{path}: is read for both {other} and {name}; give each domain its own file"
                 )
+
+
+def refuse_mixed(column: str, kinds: Mapping[str, str]) -> None:
+    """Raise `DataError` if there are several kinds of values; of each, where it was met last."""
+    if len(kinds) > 1:
+        found = ", ".join(f"{k} in {where}" for k, where in sorted(kinds.items()))
+        raise DataError(f"column {column!r} has mixed types: {found}; write all files alike")
+
+
+def refuse_units(units: Mapping[str, str | None]) -> None:
+    """Raise `DataError` if the times of two domains count different things."""
+    of = {unit: name for name, unit in units.items()}
+    if len(of) > 1:
+        found = ", ".join(f"{unit} in {name}" for unit, name in of.items())
+        raise DataError(f"times are {found}; write all as dates, or all as integers of one unit")
+
+
+def none_left(name: str, n_pairs: int, config: Columns) -> DataError:
+    """The error for a domain whose k-core is empty."""
+    return DataError(
+        f"domain {name}: none of {n_pairs} distinct pairs is left with min_user = "
+        f"{config.min_user} and min_item = {config.min_item}; lower them or check the columns"
+    )
+
+
+def twins(name: str, n: int, one: object, other: object) -> DataError:
+    """The error for ids that have one pseudonym, of which there are `n`."""
+    return DataError(
+        f"domain {name}: {n} user ids differ in their Unicode form alone, such "
+        f"as {one!a} and {other!a}; write them alike"
+    )
+
+
+def _core_of(name: str, reading: Reading) -> _Core:
+    domain, users = reading.domains.domains[name], reading.domains.users
+    known = np.flatnonzero(domain.pairs.known_users())
+    pairs, source = domain.pairs.of_each(known), reading.sources[name]
+    return _Core(users.ids(known), domain.items, pairs, domain.times, None, source)
 
 
 def _refuse_shared_frames(frames: Mapping[str, object]) -> None:
@@ -299,9 +332,7 @@ def _check(whole: pl.DataFrame, columns: Mapping[Role, str], origin: str) -> Non
 def _core(name: str, rows: _Rows, origin: str, config: Columns, *, numbers: bool) -> _Core:
     """Distinct pairs of the users and items that have enough of them."""
     for role, column in rows.columns.items():
-        if len(kinds := rows.kinds[role]) > 1:
-            found = ", ".join(f"{k} in {where}" for k, where in sorted(kinds.items()))
-            raise DataError(f"column {column!r} has mixed types: {found}; write all files alike")
+        refuse_mixed(column, rows.kinds[role])
     n_rows, times, unit = len(rows.users), None, None
     if "timestamp" in rows.columns:
         where = f"{origin}: column {rows.columns['timestamp']!r}"
@@ -315,10 +346,7 @@ def _core(name: str, rows: _Rows, origin: str, config: Columns, *, numbers: bool
     n_pairs = len(pairs)
     user_left, item_left = k_core(pairs, min_user=config.min_user, min_item=config.min_item)
     if not user_left.any():
-        raise DataError(
-            f"domain {name}: none of {n_pairs} distinct pairs is left with min_user = "
-            f"{config.min_user} and min_item = {config.min_item}; lower them or check the columns"
-        )
+        raise none_left(name, n_pairs, config)
     if not (user_left.all() and item_left.all()):
         keep = np.repeat(user_left, pairs.counts()) & item_left[pairs.items]
         times = None if times is None else times[keep]
@@ -359,21 +387,15 @@ def _under(secret: str | None, cores: Mapping[str, _Core], base: Path) -> Mappin
     for name, core in cores.items():
         pseudonyms = key.of(core.user_ids)
         if (alike := pseudonyms.is_duplicated()).any():
-            twins = core.user_ids.filter(pseudonyms == pseudonyms.filter(alike)[0]).to_list()
-            raise DataError(
-                f"domain {name}: {alike.sum()} user ids differ in their Unicode form alone, such "
-                f"as {twins[0]!a} and {twins[1]!a}; write them alike"
-            )
+            one, other, *_ = core.user_ids.filter(pseudonyms == pseudonyms.filter(alike)[0])
+            raise twins(name, int(alike.sum()), one, other)
         hidden[name] = replace(core, user_ids=pseudonyms)
     return hidden
 
 
 def _joined(cores: Mapping[str, _Core], more: pl.Series | None = None) -> Reading:
     """The domains over one vocabulary of users, to whom `more` may belong."""
-    units = {core.unit: name for name, core in cores.items()}
-    if len(units) > 1:
-        found = ", ".join(f"{unit} in {name}" for unit, name in units.items())
-        raise DataError(f"times are {found}; write all as dates, or all as integers of one unit")
+    refuse_units({name: core.unit for name, core in cores.items()})
     user_ids = dict(zip(cores, alike([core.user_ids for core in cores.values()]), strict=True))
     users = Vocabulary.of(pl.concat([*user_ids.values(), *([] if more is None else [more])]))
     domains = {

@@ -56,23 +56,60 @@ class Difference:
         return "▲" if self.difference > 0 else "▼"
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Of some users, all that the comparison of two models asks for in one cell."""
+
+    users: int
+    a: float
+    """The first model's sum."""
+    b: float
+    mean: float
+    """Of the differences a - b; 0 without users."""
+    squares: float
+    """Of the differences' deviations from their mean."""
+
+    def with_others(self, other: "Sums") -> "Sums":
+        """Of these users and others (Chan, Golub and LeVeque, COMPSTAT 1982)."""
+        users = max(self.users + other.users, 1)
+        apart = other.mean - self.mean
+        return Sums(
+            self.users + other.users,
+            self.a + other.a,
+            self.b + other.b,
+            (self.users * self.mean + other.users * other.mean) / users,
+            self.squares + other.squares + apart**2 * self.users * other.users / users,
+        )
+
+
 def compare(a: Mapping[str, PerUser], b: Mapping[str, PerUser]) -> dict[Cell, Difference]:
     """Model `a` against the reference `b`, both by domain, in every domain and metric.
 
     A user with a NaN from either model is left out of that cell; `Difference.users` tells.
     Raises `DataError` unless both have the same domains, metrics and users.
     """
+    return compared(summed(a, b))
+
+
+def summed(a: Mapping[str, PerUser], b: Mapping[str, PerUser]) -> dict[Cell, Sums]:
+    """What `compare` asks of the models' users; those of others can be added."""
     if set(a) != set(b):
         raise DataError(
             f"one model has the domains {sorted(a)}, the other {sorted(b)}; compare over the same"
         )
-    pairs = {cell: pair for domain in a for cell, pair in _cells(domain, a[domain], b[domain])}
-    tests = {cell: _paired_test(one - other) for cell, (one, other) in pairs.items()}
-    p_values = np.array([p for _, _, p in tests.values()], dtype=np.float64)
-    corrected = corrected_together(list(pairs), p_values)
     return {
-        cell: _difference(pairs[cell], tests[cell], float(p_corrected))
-        for cell, p_corrected in zip(pairs, corrected, strict=True)
+        cell: _sums(*pair) for domain in a for cell, pair in _cells(domain, a[domain], b[domain])
+    }
+
+
+def compared(cells: Mapping[Cell, Sums]) -> dict[Cell, Difference]:
+    """The differences in these cells, corrected together."""
+    tests = {cell: _paired_test(sums) for cell, sums in cells.items()}
+    p_values = np.array([p for _, _, p in tests.values()], dtype=np.float64)
+    corrected = corrected_together(list(cells), p_values)
+    return {
+        cell: _difference(cells[cell], tests[cell], float(p_corrected))
+        for cell, p_corrected in zip(cells, corrected, strict=True)
     }
 
 
@@ -164,30 +201,35 @@ def _cells(domain: str, a: PerUser, b: PerUser) -> list[tuple[Cell, Pair]]:
     return pairs
 
 
-def _paired_test(differences: Float64[np.ndarray, " user"]) -> tuple[float, float, float]:
+def _sums(one: Float64[np.ndarray, " user"], other: Float64[np.ndarray, " user"]) -> Sums:
+    differences = one - other
+    mean = float(differences.mean()) if len(one) else 0.0
+    squares = float(np.square(differences - mean).sum())
+    return Sums(len(one), float(one.sum()), float(other.sum()), mean, squares)
+
+
+def _paired_test(sums: Sums) -> tuple[float, float, float]:
     """Low and high end of the 95 % interval of the mean, and the p-value for a mean of 0.
 
     Where all differ by the same amount, t is undefined and p is that of the sign-flip test,
     2**(1 - users): two users can prove nothing.
     """
-    n = len(differences)
+    n, mean = sums.users, sums.mean
     if n < 2:
         return math.nan, math.nan, math.nan
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
+    error = math.sqrt(sums.squares / (n - 1)) / math.sqrt(n)
     if error <= 1e-12 * abs(mean):
         return mean, mean, 2.0 ** (1 - n) if mean else 1.0
     reach = float(stdtrit(n - 1, 0.975)) * error
     return mean - reach, mean + reach, 2 * float(stdtr(n - 1, -abs(mean) / error))
 
 
-def _difference(pair: Pair, test: tuple[float, float, float], p_corrected: float) -> Difference:
-    one, other = pair
+def _difference(sums: Sums, test: tuple[float, float, float], p_corrected: float) -> Difference:
     low, high, p = test
-    mean_a, mean_b = (float(x.mean()) if len(x) else math.nan for x in (one, other))
-    difference = float((one - other).mean()) if len(one) else math.nan
+    n = sums.users or math.nan
+    mean_a, mean_b, difference = sums.a / n, sums.b / n, sums.mean if sums.users else math.nan
     return Difference(
-        users=len(one),
+        users=sums.users,
         mean_a=mean_a,
         mean_b=mean_b,
         difference=difference,

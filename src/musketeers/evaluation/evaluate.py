@@ -14,6 +14,9 @@ from musketeers.evaluation.metrics import METRICS, hits_of, ndcg
 from musketeers.protocols import Scorer
 from musketeers.ranking import top_k
 
+Means = Mapping[str, Mapping[str, Mapping[str, int | float]]]
+"""Model -> domain -> ``"users"`` and each metric's mean (`PerUser.means`)."""
+
 KS = (10, 20)
 """Lengths of the list that a report shows."""
 
@@ -40,6 +43,14 @@ class PerUser:
                 "same; measure both on one split"
             )
         return PerUser(self.users, {**self.values, **other.values})
+
+
+def means_of(metrics: Mapping[str, Mapping[str, PerUser]]) -> Means:
+    """Every model's means in every domain."""
+    return {
+        model: {name: found.means() for name, found in by_domain.items()}
+        for model, by_domain in metrics.items()
+    }
 
 
 def evaluate(

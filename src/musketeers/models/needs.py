@@ -11,6 +11,8 @@ from musketeers.heads.linear import bytes_needed
 from musketeers.ranking import TILE_BYTES
 
 _GB = 10**9
+_PROCESS = 2**29
+"""Bytes of a process that has torch and the compiled loops, and nothing to learn yet."""
 MOST_NEIGHBORS = 500
 """The most of them that ItemKNN is tuned with."""
 
@@ -65,6 +67,14 @@ def vectors(tables: int) -> Needs:
 
 FACTORS = vectors(8)
 """Enough for a model of users' and items' vectors, trained here."""
+
+
+def one_domain(size: Size, *, n_threads: int) -> int:
+    """Stage 1 or 3 of one domain in a process of its own, beside what it is given.
+
+    Each thread has its own copy of the items' vectors while they learn.
+    """
+    return _PROCESS + FACTORS(size) + 4 * n_threads * size.dim * sum(size.n_items)
 
 
 def wide_vectors(size: Size) -> int:

@@ -31,6 +31,7 @@ from musketeers.cat.train import Aligned, align
 from musketeers.config import RunConfig, changed
 from musketeers.errors import ConfigError
 from musketeers.exchange import UserEmbeddings
+from musketeers.execution import Jobs, Renamed
 from musketeers.heads.ials import IalsHeadSettings, ials_head
 from musketeers.heads.linear import LinearSettings, linear
 from musketeers.models.model import Fitted, Made, Model, Sees, Settings
@@ -46,14 +47,14 @@ from musketeers.models.needs import (
     widened_squares,
 )
 from musketeers.models.space import Choice, Range, Space
-from musketeers.pipeline import Jobs, Models, art, choices, exchanged, served_with, smf
+from musketeers.pipeline import Models, art, choices, exchanged, served_with, smf
 from musketeers.pretrain.ials import Ials, IalsSettings, ials
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
 from musketeers.ranking import Factors
 from musketeers.scorers import Trained
 from musketeers.task import Task
-from musketeers.training import History, Job
+from musketeers.training import History
 
 # 1. Models of one domain
 
@@ -343,7 +344,7 @@ def as_a_fit_learns(task: Task) -> Task:
 
     @contextmanager
     def trial(name: str, _max_epochs: int) -> Generator[Jobs]:
-        yield lambda _stage, domain, max_epochs: task.jobs(name, domain, max_epochs)
+        yield Renamed(task.jobs, name)
 
     to_try = methods(task.config)
     found = Search.without_budget().run(to_try, task, trial=trial, keep=ignore, say=ignore)
@@ -351,10 +352,8 @@ def as_a_fit_learns(task: Task) -> Task:
     if found == to_try[0]:
         return replace(task, config=config)
 
-    def jobs(_stage: str, domain: str | None, max_epochs: int) -> Job:
-        # not where the trial is: begun again, the search must find what it has found
-        return task.jobs(f"{found.name}, whole", domain, max_epochs)
-
+    # not where the trial is: begun again, the search must find what it has found
+    jobs = Renamed(task.jobs, f"{found.name}, whole")
     alone = smf(task.splits, config, jobs, n_threads=task.n_threads)
     return replace(task, config=config, alone=alone)
 

@@ -1,18 +1,22 @@
 """Every model gets the same number of tries, and validation alone says which was best."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from musketeers.errors import MissingExtraError, MusketeersError
+from musketeers.errors import ArtifactError, MissingExtraError, MusketeersError
 from musketeers.models.model import Model, Settings, valid_ndcg
 from musketeers.models.space import Choice, Range, Space
 from musketeers.seeding import Seed
 from musketeers.task import Task
 
 Fit = TypeVar("Fit")
+
+_DRAWN = 8
+"""Proposals that are drawn at random, whatever was found before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,12 @@ class Try:
     """Mean validation NDCG@10; None where training failed."""
     seconds: float
     failure: str | None = None
+
+
+Train = Callable[[int, Settings], Try]
+"""(number, settings) -> how the try went."""
+Each = Callable[[Sequence[int], Sequence[Settings]], Iterable[Try]]
+"""`Train` of several that do not depend on each other; how they went, in their order."""
 
 
 def quiet(_number: int, _tried: Try) -> None:
@@ -38,7 +48,34 @@ class Tuned:
     """What was trained."""
     best: Try
     tries: tuple[Try, ...]
-    """In the order in which they ran; the first has the defaults."""
+    """In the order in which they were proposed; the first has the defaults."""
+
+
+@dataclass(slots=True, eq=False)
+class Trainer(Generic[Fit]):
+    """Trains and measures in this process; keeps the best model that it made, and no other."""
+
+    fit: Callable[[int, Settings], Fit]
+    measure: Callable[[Fit], float]
+    best: tuple[Try, Fit] | None = field(default=None, init=False)
+    failure: MusketeersError | None = field(default=None, init=False)
+    """The first."""
+
+    def __call__(self, number: int, settings: Settings) -> Try:
+        """One try; a training that fails is one too, but not a disk that refuses."""
+        start = time.perf_counter()
+        try:
+            made = self.fit(number, settings)
+            valid = self.measure(made)
+        except ArtifactError:
+            raise
+        except MusketeersError as error:
+            self.failure = self.failure or error
+            return Try(settings, None, time.perf_counter() - start, str(error))
+        tried = Try(settings, valid, time.perf_counter() - start)
+        if self.best is None or valid > (self.best[0].valid or 0):
+            self.best = tried, made
+        return tried
 
 
 def fitted(
@@ -50,12 +87,22 @@ def fitted(
     """
     return tune(
         lambda settings: model.fit(task, settings),
-        lambda made: fmean(valid_ndcg(made, task).values()),
+        lambda made: measured(made, task),
         model.space,
         n_tries=n_tries,
-        seed=task.seed.child("tuning", name, task.target or "all"),
+        seed=stream(name, task.seed, task.target),
         on_try=on_try,
     )
+
+
+def measured(made: Any, task: Task) -> float:
+    """What a model is tuned on."""
+    return fmean(valid_ndcg(made, task).values())
+
+
+def stream(name: str, seed: Seed, target: str | None) -> Seed:
+    """Where the proposals for a model come from; `target` is None for all domains together."""
+    return seed.child("tuning", name, target or "all")
 
 
 def tune(
@@ -67,45 +114,60 @@ def tune(
     seed: Seed,
     on_try: Callable[[int, Try], None] = quiet,
 ) -> Tuned:
-    """The best of `n_tries` trainings by `measure`, the earliest of equal ones.
+    """The best of `tries`, trained here one after the other.
 
-    The first try has the defaults, so tuning never ends below them on validation.  The others are
+    If all fail, the first failure is raised.
+    """
+    trainer = Trainer(lambda _, settings: fit(settings), measure)
+    found = tries(partial(map, trainer), space, n_tries=n_tries, seed=seed, on_try=on_try)
+    if trainer.best is None:
+        raise cast(MusketeersError, trainer.failure)
+    return Tuned(trainer.best[1], trainer.best[0], found)
+
+
+def tries(
+    each: Each,
+    space: Space,
+    *,
+    n_tries: int,
+    seed: Seed,
+    on_try: Callable[[int, Try], None] = quiet,
+) -> tuple[Try, ...]:
+    """So many trainings, each with other settings; `best_of` tells the best.
+
+    The first has the defaults, so tuning never ends below them on validation.  The others are
     proposed by the tree-structured Parzen estimator (Bergstra et al., NIPS 2011) of Optuna, which
     a single try does not need.  A model without anything to tune is trained once.  A try that
-    fails counts as a try; if all fail, the first failure is raised.
+    fails counts as a try.
+
+    The first nine do not depend on each other and are handed to `each` together, which may train
+    them side by side; each later one needs all before it.  What is proposed is the same
+    wherever they are trained, and `on_try` hears of them in their order.
 
     Raises `MissingExtraError` if Optuna is needed and not installed.
     """
     n_tries = n_tries if space else 1
-    propose = _proposals(seed) if n_tries > 1 else None
-    tries: list[Try] = []
-    best: tuple[Try, Fit] | None = None
-    failure: MusketeersError | None = None
-    for number in range(n_tries):
-        trial = propose.ask() if propose and number else None
-        settings = _suggested(trial, space) if trial else {}
-        start = time.perf_counter()
-        try:
-            made = fit(settings)
-            valid = measure(made)
-        except MusketeersError as error:
-            failure = failure or error
-            tries.append(Try(settings, None, time.perf_counter() - start, str(error)))
-        else:
-            tries.append(Try(settings, valid, time.perf_counter() - start))
-            if best is None or valid > (best[0].valid or 0):
-                best = tries[-1], made
-            # a model that lost does not take memory while the next one trains
-            del made
-        on_try(number, tries[-1])
-        if propose and trial:
-            _tell(propose, trial, tries[-1])
-    if best is None:
-        raise cast(MusketeersError, failure)
-    return Tuned(best[1], best[0], tuple(tries))
+    study = _study(seed) if n_tries > 1 else None
+    found: list[Try] = []
+    while len(found) < n_tries:
+        numbers = range(len(found), min(max(len(found) + 1, 1 + _DRAWN), n_tries))
+        proposed = [_proposal(study if number else None, space) for number in numbers]
+        done = each(numbers, [settings for _, settings in proposed])
+        for number, (trial, _), tried in zip(numbers, proposed, done, strict=True):
+            found.append(tried)
+            on_try(number, tried)
+            if trial:
+                _tell(study, trial, tried)
+    return tuple(found)
 
 
-def _proposals(seed: Seed) -> Any:
+def best_of(found: Sequence[Try]) -> int | None:
+    """The number of the try with the largest value, the first of equal ones; None if all failed."""
+    valid = {n: tried.valid for n, tried in enumerate(found) if tried.valid is not None}
+    return max(valid, key=valid.__getitem__, default=None)
+
+
+def _study(seed: Seed) -> Any:
     """An Optuna study that proposes settings to be tried."""
     try:
         import optuna
@@ -115,12 +177,16 @@ def _proposals(seed: Seed) -> Any:
             "one try to use the defaults"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed.integer() % 2**32, n_startup_trials=8)
+    sampler = optuna.samplers.TPESampler(seed=seed.integer() % 2**32, n_startup_trials=_DRAWN)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def _suggested(trial: Any, space: Space) -> dict[str, Any]:
-    return {name: _suggestion(trial, name, bounds) for name, bounds in space.items()}
+def _proposal(study: Any, space: Space) -> tuple[Any, dict[str, Any]]:
+    """A trial of the study and its settings; without a study the defaults."""
+    if study is None:
+        return None, {}
+    trial = study.ask()
+    return trial, {name: _suggestion(trial, name, bounds) for name, bounds in space.items()}
 
 
 def _suggestion(trial: Any, name: str, bounds: Range | Choice) -> Any:

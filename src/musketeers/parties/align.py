@@ -2,8 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from musketeers.cat.train import Aligned
 from musketeers.config import RunConfig
 from musketeers.errors import ConfigError, DataError
 from musketeers.exchange import UserEmbeddings
+from musketeers.execution import InTurn, Watched
 from musketeers.parallel import libraries_on_one_thread
 from musketeers.parties import places
 from musketeers.parties.agreement import Agreed, agreed, signer_of
@@ -20,9 +21,8 @@ from musketeers.parties.alignment import Alignment, Source, read_alignment, writ
 from musketeers.parties.home import Home, Release
 from musketeers.parties.publication import Publication, by_domain, told
 from musketeers.pipeline import one_for_all
-from musketeers.run_folder import FolderCheckpoint, locked
+from musketeers.run_folder import locked
 from musketeers.runs import Quiet, Watch, thread_count
-from musketeers.training import Epoch
 
 _FOR_ALL = "alignment.safetensors"
 _CHECKPOINTS = "checkpoints"
@@ -163,18 +163,5 @@ def _trained(
     with libraries_on_one_thread(), watch.stage(
         "cat", None, samples=len(shared.known), max_epochs=n_epochs
     ) as on_epoch:  # fmt: skip
-
-        def job(_stage: str, _domain: str | None, _epochs: int) -> _Job:
-            return _Job(folder, on_epoch)
-
-        return one_for_all(shared, config, job, n_threads=n_threads)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    folder: Path
-    on_epoch: Callable[[Epoch], None]
-
-    def checkpoint(self, part: str) -> FolderCheckpoint:
-        """See `training.Job.checkpoint`."""
-        return FolderCheckpoint(self.folder / part)
+        jobs = InTurn(lambda _stage, _domain, _epochs: Watched(folder, on_epoch))
+        return one_for_all(shared, config, jobs, n_threads=n_threads)

@@ -22,6 +22,10 @@ BLOCK, BLOCK_PER_ITEM = 65536, 4
 """Interactions a lane works through before the lanes are merged: at least so many, and at least so
 many for each item, because a merge visits nearly every row of the table."""
 
+MEMBERS_BLOCK = 16384
+"""The same where there are several members, each of which looks at few of all users: the more
+there are, the older is what a lane knows of the others' changes."""
+
 Result = TypeVar("Result")
 Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], Result]
 """(users of this lane, items, item_squares, touched) -> what the lane found."""
@@ -57,8 +61,9 @@ class ItemLanes:
     @property
     def block(self) -> int:
         """Interactions that all lanes of all members should work through between two merges."""
-        n_lanes = group().size * self.n_lanes
-        return n_lanes * max(BLOCK, BLOCK_PER_ITEM * len(self.items))
+        n_members = group().size
+        least = BLOCK if n_members == 1 else MEMBERS_BLOCK
+        return n_members * self.n_lanes * max(least, BLOCK_PER_ITEM * len(self.items))
 
     def run(self, costs: Int64[np.ndarray, " user"], job: Job[Result]) -> list[Result]:
         """Give every lane its part of some users; what the lanes found, in their order.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from musketeers.data.interactions import Interactions
-from musketeers.group import first_tells, own, total
+from musketeers.group import first_tells, mean_of, own, total
 from musketeers.memory import on_cache_lines
 from musketeers.pretrain.lanes import ItemLanes, even_parts
 from musketeers.seeding import Seed
@@ -116,7 +116,7 @@ class Tables:
     def give_unknown_users_the_mean(self) -> None:
         """One who has no history is taken for the mean user until another table says more."""
         known = self.known_users()
-        self.users[~known] = self.users[known].mean(axis=0)
+        self.users[~known] = mean_of(self.users[known])
 
     def state(self) -> Mapping[str, np.ndarray]:
         """All weights and sums, as `training.Trainable.state` wants them."""

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from musketeers.data.overlap import OverlapReport
 from musketeers.evaluation.compare import Cell, Difference
-from musketeers.evaluation.evaluate import PerUser
+from musketeers.evaluation.evaluate import Means, means_of
 from musketeers.evaluation.sampled import PREFIX
 from musketeers.report.words import (
     COLD_LEGEND,
@@ -51,39 +51,36 @@ def show(*parts: RenderableType) -> None:
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
-def comparison(
-    metrics: Mapping[str, Mapping[str, PerUser]], differences: Mapping[Cell, Difference]
-) -> RenderableType:
+def comparison(means: Means, differences: Mapping[Cell, Difference]) -> RenderableType:
     """Every model in every domain; below them how what recommends differs from SMF, relative.
 
     Users are those with a test item.  Sampled metrics have a table of their own.  Without
     differences (one model alone) no headline.
     """
-    names = _metric_names(metrics)
+    names = _metric_names(means)
     sampled = [name for name in names if name.startswith(PREFIX)]
     full = [name for name in names if name not in sampled]
-    parts: list[RenderableType] = [_metrics(metrics, differences, full)]
+    parts: list[RenderableType] = [_metrics(means, differences, full)]
     if sampled:
-        parts += [_metrics(metrics, differences, sampled), Text(warning(sampled), style="dim")]
+        parts += [_metrics(means, differences, sampled), Text(warning(sampled), style="dim")]
     if differences:
         parts += [Text(headline(differences)), Text(LEGEND, style="dim")]
     return Group(*parts)
 
 
 def _metrics(
-    metrics: Mapping[str, Mapping[str, PerUser]],
+    means: Means,
     differences: Mapping[Cell, Difference],
     names: Sequence[str],
 ) -> Table:
     table = _table("", "users", *map(metric_name, names), gap=0)
     table.columns[0].min_width = _LABEL
-    for domain in _domains(metrics):
-        results = {model: found[domain] for model, found in metrics.items() if domain in found}
-        n_users = max(len(result.users) for result in results.values())
+    for domain in _domains(means):
+        results = {model: found[domain] for model, found in means.items() if domain in found}
+        n_users = max(result["users"] for result in results.values())
         table.add_row(_bold(domain), f"{n_users:,}")
         for model, result in results.items():
-            means = result.means()
-            cells = [number(means[name]) for name in names]
+            cells = [number(result[name]) for name in names]
             table.add_row(Text(f"  {model_name(model)}"), "", *cells)
         if found := [differences[domain, m] for m in names if (domain, m) in differences]:
             table.add_row("  difference", "", *map(_difference, found), end_section=True)
@@ -100,7 +97,7 @@ def of_run(result: RunResult) -> RenderableType:
         ("What changed", result.update, result.changes(), UPDATE_LEGEND),
     )
     return Group(
-        comparison(result.metrics, result.differences()), *lines,
+        comparison(means_of(result.metrics), result.differences()), *lines,
         *(part for found in more if found[1] for part in _beside(*found)),
     )  # fmt: skip
 
@@ -109,7 +106,8 @@ def _beside(
     title: str, metrics: Metrics, differences: Mapping[Cell, Difference], legend: str
 ) -> Iterator[RenderableType]:
     yield Text(f"\n{title}", style="bold")
-    yield _metrics(metrics, differences, _metric_names(metrics))
+    means = means_of(metrics)
+    yield _metrics(means, differences, _metric_names(means))
     yield Text(legend, style="dim")
 
 
@@ -221,11 +219,11 @@ def _cell(value: object) -> Text:
     return Text(f"{value:.4f}" if isinstance(value, float) else printable(value))
 
 
-def _metric_names(metrics: Mapping[str, Mapping[str, PerUser]]) -> Sequence[str]:
-    first = next((r for found in metrics.values() for r in found.values()), None)
-    return list(first.values) if first else []
+def _metric_names(means: Means) -> Sequence[str]:
+    first = next((one for found in means.values() for one in found.values()), {})
+    return [name for name in first if name != "users"]
 
 
-def _domains(metrics: Mapping[str, Mapping[str, PerUser]]) -> list[str]:
+def _domains(means: Means) -> list[str]:
     """In the order of their first appearance."""
-    return list(dict.fromkeys(name for found in metrics.values() for name in found))
+    return list(dict.fromkeys(name for found in means.values() for name in found))

@@ -1,0 +1,214 @@
+"""A comparison on a Ray cluster: the same numbers as on one machine, and what a lost node costs."""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections import Counter
+
+import polars as pl
+import pytest
+import ray
+from clusters import add_node, cluster
+
+from musketeers import config as configuration
+from musketeers.cli import app
+from musketeers.cluster import tasks
+from musketeers.cluster.comparison import on_cluster
+from musketeers.cluster.connection import Needs, connected
+from musketeers.cluster.tasks import Task
+from musketeers.comparison import command, jobs
+from musketeers.comparison import study as study_module
+from musketeers.comparison.study import compare_models
+from musketeers.comparison.workers import Processes
+from musketeers.data.synthetic import planted
+from musketeers.errors import ClusterError, ConfigError, DivergedError
+from musketeers.models.registry import MODELS
+from musketeers.seeding import Seed
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with cluster({"memory": 16 * 10**9}, head={"memory": 16 * 10**9}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def joined(nodes, tmp_path_factory):
+    """This process stays connected, so that workers need not start anew for each test."""
+    with connected(nodes.address, tmp_path_factory.mktemp("shared")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Settings of two planted domains, in a folder with their files."""
+    folder = tmp_path_factory.mktemp("data")
+    made = planted(("tv", "film"), Seed(0), n_users=80, n_items=40, dim=3)
+    for name, part in made.splits.items():
+        pairs = [
+            (user, item)
+            for table in (part.train, part.valid, part.test)
+            for user in range(table.n_users)
+            for item in table.of(user).tolist()
+        ]
+        frame = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row")
+        frame.write_parquet(folder / f"{name}.parquet")
+    settings = {
+        "dim": 6,
+        "data": {"domains": {"tv": "tv.parquet", "film": "film.parquet"}},
+        "pretrain": {"max_epochs": 3, "tries": 1, "regularization": 0.05},
+        "cat": {"max_epochs": 2},
+        "art": {"max_epochs": 2},
+    }
+    config = configuration.parse(settings, "test")
+    (folder / "settings.toml").write_text(configuration.dump(config))
+    return config, folder
+
+
+def check_same(here, there):
+    """The files of two comparisons, but for how long it took."""
+    for name in ("results.parquet", "table.md", "table.tex"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    one, other = (json.loads((place / "results.json").read_text()) for place in (here, there))
+    assert without_seconds(one) == without_seconds(other)
+    assert [p.name for p in sorted(here.iterdir())] == [p.name for p in sorted(there.iterdir())]
+
+
+def without_seconds(value):
+    if isinstance(value, dict):
+        return {key: without_seconds(of) for key, of in value.items() if key != "seconds"}
+    return [without_seconds(of) for of in value] if isinstance(value, list) else value
+
+
+def test_a_comparison_is_the_same_on_a_cluster(nodes, small, tmp_path, monkeypatch, capsys):
+    config, folder = small
+    read = Counter()
+    splits_of = jobs.splits_of
+    monkeypatch.setattr(
+        jobs, "splits_of", lambda plan, seed: read.update([seed]) or splits_of(plan, seed)
+    )
+    options = {"models": ["pop", "ease", "cat_art"], "n_seeds": 2, "n_tries": 3}
+    command.run(config, folder, tmp_path / "here", **options, workers=Processes.of(1))
+    assert not read
+    told_here = capsys.readouterr()
+    words = ["compare", folder / "settings.toml", "--models", "pop,ease,cat_art", "--seeds", 2,
+             "--tune", 3, "--out", tmp_path / "there", "--on", "ray",
+             "--address", nodes.address]  # fmt: skip
+    app([str(word) for word in words], standalone_mode=False)
+    told = capsys.readouterr()
+    check_same(tmp_path / "here", tmp_path / "there")
+    assert read == {0: 1, 1: 1}
+    assert told.out == told_here.out
+    assert sorted(line.partition(":")[2] for line in told.err.splitlines()) == sorted(
+        line.partition(":")[2] for line in told_here.err.splitlines()
+    )
+
+
+def test_what_no_node_has_is_told_and_the_others_go_on(nodes, small, tmp_path, monkeypatch):
+    config, folder = small
+    large = dataclasses.replace(MODELS["ease"], needs=lambda _: 10**12)
+    monkeypatch.setattr(study_module, "MODELS", {**MODELS, "ease": large})
+    with on_cluster(nodes.address, tmp_path) as workers:
+        study = compare_models(config, folder, tmp_path, models=["ease", "pop"], n_seeds=1,
+                               n_tries=1, workers=workers)  # fmt: skip
+    assert {job.model for job in study.found} == {"smf", "pop"}
+    assert {job.name for job in study.failed} == {"seed 0, ease, tv", "seed 0, ease, film"}
+    for job, why in study.failed.items():
+        assert why.startswith(f"{job.name} needs 1e+03 GB of memory, but the largest node of ")
+
+
+def test_a_model_that_fails_there_is_named_as_here(nodes, small, tmp_path):
+    config, folder = small
+    hopeless = configuration.changed(config, {"pretrain.learning_rate": 1e30})
+    with on_cluster(nodes.address, tmp_path) as workers:
+        study = compare_models(hopeless, folder, tmp_path, models=["pop"], n_seeds=1, n_tries=1,
+                               workers=workers)  # fmt: skip
+    assert {job.model for job in study.failed} == {"smf"}
+    assert all("learning_rate is probably too large" in why for why in study.failed.values())
+
+
+def test_a_killed_nodes_jobs_are_done_again(nodes, small, tmp_path):
+    config, folder = small
+    slow = configuration.changed(
+        config, {"pretrain.max_epochs": 100, "pretrain.patience": 100, "pretrain.validate_every": 1}
+    )
+    options = {"models": ["smf"], "n_seeds": 1, "n_tries": 3}
+    command.run(slow, folder, tmp_path / "here", **options, workers=Processes.of(2))
+    doomed = add_node(nodes)
+    under_way = []
+
+    def kill():
+        busy = 0
+        while busy < 3:  # not at once, so that there is something to go on from
+            left = ray._private.state.available_resources_per_node().get(doomed.node_id, {})
+            busy += left.get("CPU", 0.0) == 0.0
+            time.sleep(0.2)
+        nodes.remove_node(doomed, allow_graceful=False)
+        under_way.extend((tmp_path / "there" / "checkpoints").rglob("try-*"))
+
+    with on_cluster(nodes.address, tmp_path / "there") as workers:
+        assert len(workers.cluster.nodes) == 3
+        killer = threading.Thread(target=kill)
+        killer.start()
+        command.run(slow, folder, tmp_path / "there", **options, workers=workers)
+        killer.join()
+    assert under_way
+    check_same(tmp_path / "here", tmp_path / "there")
+
+
+def test_a_task_that_no_node_is_left_for_does_not_wait_forever(nodes, joined, monkeypatch):
+    def wait():
+        time.sleep(60)
+
+    monkeypatch.setattr(tasks, "UNFIT", 1.0)
+
+    large = add_node(nodes, memory=64 * 10**9)
+    task = Task.started("a large job", Needs(1, memory=32 * 10**9), joined, wait)
+    time.sleep(1)
+    nodes.remove_node(large, allow_graceful=False)
+    with pytest.raises(ClusterError, match=r"^a large job needs 32 GB of memory, but the largest"):
+        task.result(threading.Event())
+
+
+def test_a_task_raises_what_it_raised(joined, monkeypatch):
+    def diverge():
+        raise DivergedError("epoch 3")
+
+    def crash():
+        os._exit(1)
+
+    def wait():
+        time.sleep(9)
+
+    monkeypatch.setattr(tasks, "RETRIES", 1)
+    for do, error, told in (
+        (diverge, DivergedError, r"^epoch 3$"),
+        (crash, ClusterError, r"^job was lost with its worker 2 times, the last time: "),
+    ):
+        with pytest.raises(error, match=told):
+            Task.started("job", Needs(1), joined, do).result(threading.Event())
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(ClusterError, match="job was stopped"):
+        Task.started("job", Needs(1), joined, wait).result(stopped)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--on", "ray", "--jobs", "2"], "jobs is 2, which is for processes of this machine"),
+        (["--on", "ray", "--memory", "8G"], "memory is 8G, which is for processes of this machine"),
+        (["--address", "head:6379"], "address is 'head:6379', which is for --on ray; add that"),
+    ],
+)
+def test_options_that_do_not_go_together(small, tmp_path, words, told):
+    _, folder = small
+    out = tmp_path / "out"
+    settings = str(folder / "settings.toml")
+    with pytest.raises(ConfigError, match=told):
+        app(["compare", settings, "--out", str(out), *words], standalone_mode=False)
+    assert not out.exists()

@@ -1,0 +1,280 @@
+"""A run whose users are spread over the members of a cluster, whatever happens to its nodes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.stats
+from clusters import add_node, cluster
+from test_resume import digests
+
+from musketeers import config as configuration
+from musketeers.cluster.sharded import fit_sharded
+from musketeers.cluster.whole import Whole
+from musketeers.data import readers
+from musketeers.data.shards import shard_of
+from musketeers.data.splits import split
+from musketeers.data.synthetic import frames, planted
+from musketeers.errors import ClusterError, ConfigError, RunError
+from musketeers.run_files import open_run
+from musketeers.run_folder import RunFolder
+from musketeers.runs import Quiet, fit_run
+from musketeers.seeding import Seed
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    # of Ray Data about itself
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+SETTINGS = """
+dim = 8
+[data]
+min_user = 2
+[data.domains]
+tv = "tv.parquet"
+film = "film.parquet"
+[pretrain]
+method = "bpr"
+tries = 2
+max_epochs = 12
+[cat]
+max_epochs = 3
+[art]
+max_epochs = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with two domains and the settings."""
+    folder = tmp_path_factory.mktemp("sharded")
+    data = planted(("tv", "film"), Seed(0), n_users=300, n_items=40, known=0.8, common=0.9)
+    for name, frame in frames(data.domains).items():
+        frame.write_parquet(folder / f"{name}.parquet")
+    (folder / "run.toml").write_text(SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head that does nothing, and two nodes that work."""
+    with cluster({"num_cpus": 2}, {"num_cpus": 2}, head={"num_cpus": 0}) as found:
+        yield found
+
+
+def run(base, nodes, out, **options):
+    config = configuration.load(base / "run.toml")
+    options = {"n_shards": 2, "address": nodes.address, "threads": 1, **options}
+    fit_sharded(config, base, out, **options)
+
+
+@pytest.fixture(scope="module")
+def expected(base, nodes):
+    """What a run that nothing happens to leaves behind."""
+    out = base / "whole"
+    run(base, nodes, out)
+    return digests(out)
+
+
+def ndcg(out, model):
+    metrics = json.loads((out / "metrics.json").read_text())
+    return {name: found["ndcg@10"] for name, found in metrics["models"][model].items()}
+
+
+class Watching(Quiet):
+    """Does something once, when an epoch of a stage has ended."""
+
+    def __init__(self, happenings):
+        self.happenings = happenings
+        self.said = []
+
+    @contextmanager
+    def stage(self, stage, domain, *, samples, max_epochs):
+        def on_epoch(epoch):
+            if epoch.number > 1 and stage in self.happenings:
+                self.happenings.pop(stage)()
+
+        yield on_epoch
+
+    def say(self, line):
+        self.said.append(line)
+
+
+# --- what comes out
+
+
+def test_each_user_is_in_one_shard_with_all_that_one_machine_reads(base, expected):
+    config = configuration.load(base / "run.toml")
+    reading = readers.read(config.data, base=base)
+    splits = split(reading.domains, config.split, Seed(0))
+    runs = [open_run(base / "whole" / "shards" / str(n)) for n in range(2)]
+    for name, whole in splits.items():
+        for purpose in ("train", "valid", "test"):
+            table = getattr(whole, purpose)
+            pairs = [pairs_of(one, name, purpose) for one in runs]
+            everything = ids(table, reading.domains.users, reading.domains.domains[name].items)
+            assert sorted(pairs[0] + pairs[1]) == sorted(everything)
+    for n, one in enumerate(runs):
+        assert set(shard_of(one.recommender.users.values, 2)) == {n}
+
+
+def pairs_of(one, name, purpose):
+    table = getattr(one.splits[name], purpose)
+    return ids(table, one.recommender.users, one.recommender.domains[name].items)
+
+
+def ids(table, users, items):
+    rows = np.repeat(np.arange(table.n_users), table.counts())
+    return list(zip(users.ids(rows).to_list(), items.ids(table.items).to_list(), strict=True))
+
+
+def test_items_are_the_same_in_all_shards_and_users_their_own(base, expected):
+    one, other = (open_run(base / "whole" / "shards" / str(n)) for n in range(2))
+    for name in ("tv", "film"):
+        for stage in ("alone", "transferred"):
+            mine, theirs = (getattr(found.stages, stage)[name].factors for found in (one, other))
+            assert np.array_equal(mine.items, theirs.items)
+    assert one.stages.aligned.length == other.stages.aligned.length
+    assert one.learning.verdicts == other.learning.verdicts
+    known = one.recommender.users.values[:3]
+    lists = one.recommender.recommend("tv", known, k=5)
+    assert len(lists) == 15
+
+
+def test_metrics_are_means_over_the_users_of_all_shards(base, expected):
+    out = base / "whole"
+    rows = pl.concat(
+        [pl.read_parquet(out / "shards" / str(n) / "metrics.parquet") for n in range(2)]
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["shards"] == 2
+    for model, by_domain in metrics["models"].items():
+        for name, means in by_domain.items():
+            cells = rows.filter(model=model, domain=name).partition_by("metric", as_dict=True)
+            for (metric,), cell in cells.items():
+                assert means[metric] == pytest.approx(cell["value"].mean())
+                assert means["users"] == len(cell)
+
+
+@pytest.mark.parametrize("n_shards", [2, 4])
+def test_it_is_as_good_as_one_machine(base, nodes, expected, n_shards):
+    alone, out = base / "alone", base / ("whole" if n_shards == 2 else "four")
+    if not alone.exists():
+        fit_run(configuration.load(base / "run.toml"), base, alone, threads=1)
+    if n_shards == 4:
+        run(base, nodes, out, n_shards=4)
+    assert ndcg(out, "pop") == {n: pytest.approx(v) for n, v in ndcg(alone, "pop").items()}
+    for model in ("smf", "cat_art"):
+        here, there = ndcg(alone, model), ndcg(out, model)
+        # of 300 users; how near it is of many is measured, see docs/experiments.md
+        assert np.mean(list(there.values())) == pytest.approx(np.mean(list(here.values())), rel=0.1)
+
+
+def test_what_is_served_is_compared_with_each_domain_alone_over_all_users(base, expected):
+    found = Whole.read(base / "whole")
+    runs = [open_run(base / "whole" / "shards" / str(n)) for n in range(2)]
+    for (name, metric), cell in found.differences.items():
+        values = {
+            model: np.concatenate([one.metrics[model][name].values[metric] for one in runs])
+            for model in (found.chosen[name], "smf")
+        }
+        test = scipy.stats.ttest_rel(values[found.chosen[name]], values["smf"])
+        if found.chosen[name] == "smf":
+            assert cell.p == 1
+        else:
+            assert cell.p == pytest.approx(test.pvalue)
+        assert cell.mean_b == pytest.approx(found.means["smf"][name][metric])
+    assert {name for name, _ in found.differences} == {"tv", "film"}
+
+
+def test_the_whole_names_the_runs_of_its_shards(base, expected):
+    with pytest.raises(RunError, match=r"give a run's folder, such as .*whole/shards/0$"):
+        open_run(base / "whole")
+
+
+# --- what happens to nodes
+
+
+def test_a_node_lost_in_each_stage_changes_nothing(base, nodes, expected):
+    """Nor does it that the last one is not replaced."""
+
+    def lose():
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+
+    def lose_one_of_three():
+        add_node(nodes, num_cpus=2)
+        lose()
+
+    happenings = {"pretrain": lose_one_of_three, "cat": lose_one_of_three, "art": lose}
+    watch = Watching(happenings)
+    out = base / "lost"
+    run(base, nodes, out, watch=watch)
+    add_node(nodes, num_cpus=2)
+    assert not happenings
+    assert sum("members were lost" in line for line in watch.said) == 3
+    again = [line[-10:] for line in watch.said if "go on from their last epoch" in line]
+    assert again == ["on 2 nodes", "on 2 nodes", "on 1 nodes"]
+    assert digests(out) == expected
+    assert len(RunFolder(out / "shards" / "0").manifest()["resumed"]) == 3
+
+
+def test_a_killed_driver_is_followed_by_one_that_goes_on(base, nodes, expected):
+    out = base / "killed"
+    words = "from pathlib import Path; import sys; from musketeers import config as c; "
+    words += "from musketeers.cluster.sharded import fit_sharded as f; b = Path(sys.argv[1]); "
+    words += (
+        "f(c.load(b / 'run.toml'), b, b / 'killed', n_shards=2, address=sys.argv[2], threads=1)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", words, str(base), nodes.address])
+    progress = out / "shards" / "1" / "checkpoints" / "cat"
+    while driver.poll() is None and not progress.exists():
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    with pytest.raises(RunError, match="holds an unfinished run; add --resume"):
+        run(base, nodes, out)
+    run(base, nodes, out, resume=True)
+    assert digests(out) == expected
+    # a finished one is left as it is
+    run(base, nodes, out, resume=True)
+    assert digests(out) == expected
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"n_shards": 1}, "shards is 1; use 2 or more"),
+        ({"only": "ease"}, "ease is not trained on shards of users"),
+        ({"threads": 0}, "threads is 0; use 1 or more"),
+    ],
+)
+def test_what_members_cannot_do_is_said_before_anything_is_written(base, nodes, options, rule):
+    with pytest.raises(ConfigError, match=rule):
+        run(base, nodes, base / "never", **options)
+    assert not (base / "never").exists()
+
+
+def test_a_method_that_needs_all_users_is_refused(base, nodes):
+    config = configuration.changed(
+        configuration.load(base / "run.toml"), {"pretrain.method": "ials"}
+    )
+    with pytest.raises(ConfigError, match=r"pretrain\.method of tv is ials"):
+        fit_sharded(config, base, base / "never", n_shards=2, address=nodes.address)
+
+
+def test_too_few_processors_are_named(base, nodes):
+    with pytest.raises(ClusterError, match=r"5 members need 1 CPUs each, but the nodes .* 2, 2;"):
+        run(base, nodes, base / "small", n_shards=5)
+    with pytest.raises(ClusterError, match="a member needs 3 CPUs, but the largest node"):
+        run(base, nodes, base / "small3", threads=3)
