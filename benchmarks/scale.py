@@ -166,14 +166,19 @@ def together(
 
     A task of copies has as many folders in ``out``.
     """
-    started = [
-        _group({**task, "out": task["out"][copy]} if "out" in task else task, n, places)
-        for copy in range(copies)
-    ]
-    every = [one for group in started for one in group]
+    # what they read ends when this process does, however it ends, and so do they
+    alive, held = os.pipe()
+    every: list[subprocess.Popen[str]] = []
     try:
-        found = [_ended(group) for group in started]
+        groups: list[list[subprocess.Popen[str]]] = []
+        for copy in range(copies):
+            own = {**task, "out": task["out"][copy]} if "out" in task else task
+            groups.append(_group(own, n, places, alive))
+            every += groups[-1]
+        found = [_ended(group) for group in groups]
     finally:
+        for file in (alive, held):
+            os.close(file)
         for one in every:
             if one.poll() is None:
                 one.kill()
@@ -184,7 +189,9 @@ def together(
     return _medians(found)
 
 
-def _group(task: Mapping[str, Any], n: int, places: Sequence[Place]) -> list[subprocess.Popen[str]]:
+def _group(
+    task: Mapping[str, Any], n: int, places: Sequence[Place], alive: int
+) -> list[subprocess.Popen[str]]:
     port = _free_port()
     children: list[subprocess.Popen[str]] = []
     for place in range(n):
@@ -193,7 +200,7 @@ def _group(task: Mapping[str, Any], n: int, places: Sequence[Place]) -> list[sub
         children.append(
             subprocess.Popen(
                 [*at.prefix, sys.executable, str(MEMBER), json.dumps(own)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                stdin=alive, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 env={**os.environ, "GLOO_SOCKET_IFNAME": at.device, "OMP_NUM_THREADS": "1"},
             )
         )  # fmt: skip

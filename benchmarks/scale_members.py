@@ -7,6 +7,7 @@ it found as JSON, on its last line.
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -137,7 +138,15 @@ def _store(task: Found) -> dist.TCPStore:
 
 TASKS = {"fitted": fitted, "collectives": collectives, "merges": merges}
 
+
+def _end_with_parent() -> None:
+    """Whoever started this holds its standard input open."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     wanted = json.loads(sys.argv[1])
     print(json.dumps(TASKS[wanted["task"]](wanted)), flush=True)
     # torch's store may wait for its clients when an interpreter ends, and they for theirs

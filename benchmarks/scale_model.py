@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from musketeers.evaluation.validation import MOST_USERS
-from musketeers.pretrain.lanes import BLOCK, BLOCK_PER_ITEM
+from musketeers.pretrain.lanes import BLOCK, BLOCK_PER_ITEM, MEMBERS_BLOCK
 from musketeers.pretrain.tables import MERGES
 
 TRAIN = 0.64
@@ -47,7 +47,7 @@ class Workload:
     """Whether stage 2 tells a user apart from those of all members (`cat.contrast_users`)."""
     met: tuple[float, float] = (math.inf, math.inf)
     """How often an item is met between two merges at most, in the first epoch of stage 1 and later;
-    infinite as the program is, which merges by `lanes.BLOCK` alone."""
+    infinite as the program is, which merges by `ItemLanes.block` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +209,8 @@ def members_needed(load: Workload, machine: Machine, rates: Rates) -> int | None
 def best(
     load: Workload, machine: Machine, rates: Rates, *, least: int = 1
 ) -> tuple[int, dict[str, int]]:
-    """At how many members, of `least` times powers of two, the whole and each step is the fastest.
-    """
+    """The number of members, `least` times a power of two, of the fastest whole and of each step's
+    fastest."""
     sizes = [least * 2**power for power in range(15)]
     found = {n: costs(load, machine, n, rates) for n in sizes}
     steps = {step: min(sizes, key=lambda n: found[n][step].seconds) for step in found[least]}
@@ -373,7 +373,8 @@ class _Run:
 
     def _merges(self, domain: Domain, least: int, met: float) -> int:
         """In an epoch."""
-        block = self.n * self.machine.threads * max(BLOCK, BLOCK_PER_ITEM * domain.items)
+        lane = max(BLOCK if self.n == 1 else MEMBERS_BLOCK, BLOCK_PER_ITEM * domain.items)
+        block = self.n * self.machine.threads * lane
         return max(least, int(TRAIN * domain.pairs // min(block, met * domain.items)))
 
     def _merge(self, domain: Domain) -> Cost:

@@ -304,9 +304,7 @@ def picture(rates: Rates) -> str:
         parts += _axes(panel, f"{name} users", sizes)
         load = planned(users)
         for carefully in (False, True):
-            found = [
-                costs(careful(load) if carefully else load, GENERAL, n, rates) for n in sizes
-            ]
+            found = [costs(careful(load) if carefully else load, GENERAL, n, rates) for n in sizes]
             for step in ("stage 1", "stage 2", "stage 3") if carefully else STEPS:
                 points = [
                     panel.place(n, max(one[step].seconds, 1e-9))

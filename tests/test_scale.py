@@ -83,7 +83,7 @@ def test_what_is_sent_in_stage_1(model):
     assert parts["stage 1"].sent == pytest.approx(4 * (10 + 20) * 5 * 4)
     # and more where there are more pairs than 2 members of 2 lanes take between two merges
     many = replace(tiny(model), domains=(model.Domain(100, 10, 5_000_000),))
-    merges = 3_200_000 // (4 * 65_536)
+    merges = 3_200_000 // (4 * 16_384)
     parts = found(model, many, machine(model), 2)
     assert parts["stage 1"].sent == pytest.approx(merges * 10 * 5 * 4)
 
@@ -91,10 +91,10 @@ def test_what_is_sent_in_stage_1(model):
 def test_merges_are_as_often_as_an_item_may_be_met(model):
     # 3.2 million pairs of 10 items, 1,000 of each between two merges of the first epoch
     load = model.Workload(
-        100, (model.Domain(100, 10, 5_000_000),), 4, (3, 0, 0), (0, 0, 0), met=(1_000, 100_000)
+        100, (model.Domain(100, 10, 5_000_000),), 4, (3, 0, 0), (0, 0, 0), met=(1_000, 10_000)
     )
     parts = found(model, load, machine(model), 2)
-    rule = 3_200_000 // (4 * 65_536)
+    rule = 3_200_000 // (4 * 16_384)
     assert parts["stage 1"].sent == pytest.approx((320 + 2 * rule) * 10 * 5 * 4)
 
 
