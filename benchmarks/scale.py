@@ -394,33 +394,48 @@ def run_checks(
     return [*found, check(network, n, "memory, GB", held / 1e9, run["peak"] / 1e9)]
 
 
-def member_checks(
-    shop: Workshop, size: Size, n: int, rates: Rates, *, rounds: int, sent: Sequence[int],
-    machine: Machine, network: str, places: Sequence[Place] = HERE,
-) -> list[Check]:  # fmt: skip
-    """A sharded run and single collectives, on some network."""
-    sending = together({"task": "collectives", "sizes": list(sent)}, n, places=places)
+def sending_checks(
+    n: int,
+    rates: Rates,
+    sent: Sequence[int],
+    machine: Machine,
+    network: str,
+    places: Sequence[Place],
+) -> list[Check]:
+    """Single sums and gatherings, in ms."""
+    found = together({"task": "collectives", "sizes": list(sent)}, n, places=places)
     kinds: dict[str, Callable[..., Any]] = {"add": all_reduce, "gathered": all_gather}
-    found = [
+    return [
         check(network, n, f"{kind} {array:,} bytes, ms",
               1e3 * kinds[kind](array, machine, n, rates).seconds, 1e3 * seconds)
-        for kind, each in sending.items() for array, seconds in each
+        for kind, each in found.items() for array, seconds in each
     ]  # fmt: skip
+
+
+def member_checks(
+    shop: Workshop, size: Size, n: int, rates: Rates, *, rounds: int,
+    machine: Machine, network: str, places: Sequence[Place] = HERE,
+) -> list[Check]:  # fmt: skip
+    """A sharded run, on some network."""
     runs: list[Any] = []
     for _ in range(rounds):
         task = {"task": "fitted", "out": [str(shop.prepared(size, n))], "threads": size.threads}
         runs.append(together(task, n, places=places))
-    return found + run_checks(size, _medians(runs), machine, n, rates, network)
+    return run_checks(size, _medians(runs), machine, n, rates, network)
 
 
-def shaped_checks(check_members: Callable[..., list[Check]], rates: Rates) -> list[Check]:
+def shaped_checks(
+    members: Callable[..., list[Check]], rates: Rates, sent: Sequence[int]
+) -> list[Check]:
     """Each member behind a link of its own; nothing where that may not be done."""
     found: list[Check] = []
     for network, (rate, delay) in NETWORKS.items():
+        machine = replace(HERE_MACHINE, link=rate / 8, latency=delay)
         try:
-            with shaped(2, rate=rate, delay=delay) as places:
-                machine = replace(HERE_MACHINE, link=rate / 8, latency=delay)
-                found += check_members(2, rates, machine=machine, network=network, places=places)
+            with shaped(4, rate=rate, delay=delay) as places:
+                for n in (2, 4):
+                    found += sending_checks(n, rates, sent, machine, network, places)
+                found += members(2, rates, machine=machine, network=network, places=places)
         except CannotShapeError as reason:
             print(f"{network}: left out, {reason}", flush=True)
     return found
@@ -496,11 +511,12 @@ def main() -> None:
         for size in held_out:
             run = one_member(shop, size, rounds)
             checks += run_checks(size, run, HERE_MACHINE, 1, rates, _named(size))
-        members = partial(member_checks, shop, base, rounds=rounds, sent=sent)
+        members = partial(member_checks, shop, base, rounds=rounds)
         for n in many:
             machine = replace(HERE_MACHINE, share=min(1.0, available_threads() / n))
+            checks += sending_checks(n, rates, sent, machine, "this machine", HERE)
             checks += members(n, rates, machine=machine, network="this machine")
-        checks += shaped_checks(members, rates)
+        checks += shaped_checks(members, rates, sent)
         quality = lanes_quality(
             shop, QUICK if wanted.quick else replace(BASE, items=500, domains=1)
         )

@@ -16,6 +16,8 @@ TRAIN = 0.64
 """Share of pairs that train, with the default split."""
 FLOAT = 4
 """Bytes of a number in a table."""
+NUMBER = 8
+"""Bytes of one that is summed or gathered by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Machine:
     link: float
     """Bytes a second that it can send while it receives as many."""
     latency: float
-    """Seconds from one member's process to another's, one way, beside the `Rates.hop` of gloo."""
+    """Seconds that a message takes from one machine to another, one way."""
     storage: float
     """Bytes a second that it writes to what all members share."""
     dollars: float
@@ -109,7 +111,7 @@ class Rates:
     save_user: float
     """Of a user and domain: what is written at the end."""
     hop: float
-    """From one process to the next in a collective, of nothing."""
+    """Of a step of a collective, from one process to the next, on a network without latency."""
     sent_byte: float
     """Of a byte that gloo sends and adds up, on a link that is not the limit."""
     base: float
@@ -232,20 +234,24 @@ def careful(load: Workload) -> Workload:
 
 
 def all_reduce(size: float, machine: Machine, n: int, rates: Rates) -> Cost:
-    """Around a ring, twice: first sums are made, each of a part, then they are told."""
+    """Around a ring, twice: first sums are made, each of a part, then they are told.
+
+    In gloo who receives says so first, so a step takes a message there and one back; one number
+    alone has no parts, and its steps do not wait for each other so.
+    """
     if n == 1:
         return NOTHING
-    sent = 2 * (n - 1) / n * size
-    wait = 2 * (n - 1) * (rates.hop + machine.latency) + sent * _byte(machine, rates)
+    sent, messages = 2 * (n - 1) / n * size, 1 if size <= NUMBER else 2
+    wait = 2 * (n - 1) * (rates.hop + messages * machine.latency) + sent * _byte(machine, rates)
     return Cost(network=wait, sent=sent)
 
 
 def all_gather(size: float, machine: Machine, n: int, rates: Rates) -> Cost:
-    """Around a ring, once, `size` bytes of each member; their lengths go before."""
+    """Around a ring, once, `size` bytes of each member; their lengths go before, likewise."""
     if n == 1:
         return NOTHING
-    sent = (n - 1) * (size + 8)
-    wait = 2 * (n - 1) * (rates.hop + machine.latency) + sent * _byte(machine, rates)
+    sent = (n - 1) * (size + NUMBER)
+    wait = 2 * (n - 1) * (rates.hop + 2 * machine.latency) + sent * _byte(machine, rates)
     return Cost(network=wait, sent=sent)
 
 
@@ -319,7 +325,7 @@ class _Run:
         n_steps = math.ceil(domain.users / load.art_batch)
         slopes = FLOAT * art_parameters(n_domains, load.dim)
         step = Cost(work=self._step(rates.art_step, rates.art_step_thread))
-        step += self._sum(8) + self._sum(slopes)
+        step += self._sum(NUMBER) + self._sum(slopes)
         n_merges = self._merges(domain, 1, load.met[1])
         epoch = work + step * n_steps + self._merge(domain) * n_merges
         epoch += Cost(flops=flops + n_pairs * 2 * load.dim * 8)
@@ -353,7 +359,7 @@ class _Run:
         each = products * rates.cat_flop + n_users * among * rates.cat_other
         flops = part * (products + n_users * among * 10 * dim)
         step = Cost(work=self._step(rates.cat_step, rates.cat_step_thread))
-        step += self._sum(8) * 3
+        step += self._sum(NUMBER) * 3
         if load.gathered:
             own = load.cat_batch / n
             for size in (dim * FLOAT, dim * FLOAT, dim * FLOAT, 1):
@@ -393,7 +399,7 @@ class _Run:
         ranked = self._shared(looked_at / self.n * each)
         told = all_gather(8 * looked_at / self.n, self.machine, self.n, rates)
         kept = Cost(storage=state / self.machine.storage)
-        return ranked + told + kept + self._sum(8)
+        return ranked + told + kept + self._sum(NUMBER)
 
     def _sum(self, size: float) -> Cost:
         return all_reduce(size, self.machine, self.n, self.rates)

@@ -66,14 +66,17 @@ def test_a_ring_sends_all_but_one_part_twice(model):
     at = machine(model, link=100.0, latency=0.5)
     one = model.all_reduce(600, at, 3, rates(model, hop=0.25))
     assert one.sent == pytest.approx(800)
-    assert one.network == pytest.approx(4 * 0.75 + 8)
+    # each step a message there and one back, but for a single number
+    assert one.network == pytest.approx(4 * (0.25 + 2 * 0.5) + 8)
+    one = model.all_reduce(8, at, 3, rates(model))
+    assert one.network == pytest.approx(4 * 0.5 + 8 * 4 / 3 / 100)
     # 600 and a length of 8 bytes to each of two others
     one = model.all_gather(600, at, 3, rates(model))
     assert one.sent == pytest.approx(1216)
-    assert one.network == pytest.approx(4 * 0.5 + 12.16)
+    assert one.network == pytest.approx(4 * 2 * 0.5 + 12.16)
     # gloo's own rate where that is the limit
     slow = model.all_reduce(600, at, 3, rates(model, sent_byte=0.1))
-    assert slow.network == pytest.approx(4 * 0.5 + 80)
+    assert slow.network == pytest.approx(4 * 2 * 0.5 + 80)
     assert model.all_reduce(600, at, 1, rates(model)) == model.NOTHING
 
 
