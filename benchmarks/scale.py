@@ -162,7 +162,7 @@ class Workshop:
 def together(
     task: Mapping[str, Any], n: int, *, places: Sequence[Place] = HERE, copies: int = 1
 ) -> dict[str, Any]:
-    """What member 0 of `n` found; of several copies at once the median of each number.
+    """What member 0 of `n` found; of several copies at once the least of each number.
 
     A task of copies has as many folders in ``out``.
     """
@@ -186,7 +186,7 @@ def together(
             for pipe in (one.stdout, one.stderr):
                 if pipe:
                     pipe.close()
-    return _medians(found)
+    return _least(found)
 
 
 def _group(
@@ -219,14 +219,14 @@ def _ended(group: Sequence[subprocess.Popen[str]]) -> dict[str, Any]:
     return json.loads(texts[0].splitlines()[-1])
 
 
-def _medians(found: Sequence[Any]) -> Any:
-    """Of mappings and lists of numbers that have one form."""
+def _least(found: Sequence[Any]) -> Any:
+    """The least of each number: of mappings and lists of numbers that have one form."""
     first = found[0]
     if isinstance(first, dict):
-        return {name: _medians([one[name] for one in found]) for name in first}
+        return {name: _least([one[name] for one in found]) for name in first}
     if isinstance(first, list):
-        return [_medians(list(parts)) for parts in zip(*found, strict=True)]
-    return median(found)
+        return [_least(list(parts)) for parts in zip(*found, strict=True)]
+    return min(found)
 
 
 def _free_port() -> int:
@@ -307,7 +307,7 @@ def one_member(shop: Workshop, size: Size, rounds: int) -> dict[str, Any]:
         outs = [str(shop.prepared(size, 1)) for _ in range(copies)]
         task = {"task": "fitted", "out": outs, "threads": size.threads}
         found.append(together(task, 1, copies=copies))
-    run = {"size": asdict(size), **_medians(found)}
+    run = {"size": asdict(size), **_least(found)}
     told = "  ".join(f"{stage} {seconds:.3f} s" for stage, seconds in run["epochs"].items())
     print(f"{_named(size):<58}{told}  {run['peak'] / 1e9:.2f} GB", flush=True)
     return run
@@ -421,7 +421,7 @@ def member_checks(
     for _ in range(rounds):
         task = {"task": "fitted", "out": [str(shop.prepared(size, n))], "threads": size.threads}
         runs.append(together(task, n, places=places))
-    return run_checks(size, _medians(runs), machine, n, rates, network)
+    return run_checks(size, _least(runs), machine, n, rates, network)
 
 
 def shaped_checks(
@@ -488,7 +488,9 @@ def main() -> None:
     """Measure, fit, check, print, and end with the JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, shows that it works")
-    parser.add_argument("--rounds", type=int, default=2, help="repeats, of which medians count")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="repeats, of which the fastest counts"
+    )
     parser.add_argument("--keep", action="store_true", help="into docs, with tables and picture")
     wanted = parser.parse_args()
     sizes, held_out, sent, rounds, base, many = FITTED, HELD_OUT, SIZES, wanted.rounds, BASE, (2, 4)
