@@ -97,6 +97,7 @@ FITTED = (
     BASE,
     replace(BASE, users=60_000),
     replace(BASE, items=50_000),
+    replace(BASE, items=200_000),
     replace(BASE, per_user=120),
     replace(BASE, domains=5),
     replace(BASE, cat_batch=256, art_batch=512),

@@ -304,8 +304,8 @@ class _Run:
         each = domain.users / n * rates.user + n_pairs / n * self._pair(domain)
         learned = self._shared(each) + Cost(flops=n_pairs * 2 * self.load.dim * 8)
         n_epochs, (first, later) = self.load.epochs[0], self.load.met
-        n_merges = self._merges(domain, MERGES, first) if n_epochs else 0
-        n_merges += self._merges(domain, MERGES, later) * max(n_epochs - 1, 0)
+        n_merges = self._merges(domain, first) if n_epochs else 0
+        n_merges += self._merges(domain, later) * max(n_epochs - 1, 0)
         state = (domain.users / n + domain.items) * (self.load.dim + 1) * FLOAT
         looks = self._look(domain, state) * self.load.looks[0]
         return learned * n_epochs + self._merge(domain) * n_merges + looks
@@ -326,7 +326,9 @@ class _Run:
         slopes = FLOAT * art_parameters(n_domains, load.dim)
         step = Cost(work=self._step(rates.art_step, rates.art_step_thread))
         step += self._sum(NUMBER) + self._sum(slopes)
-        n_merges = self._merges(domain, 1, load.met[1])
+        # after whole steps, and once at the end
+        steps_between = math.ceil(self._block(domain, load.met[1]) / max(n_pairs / n_steps, 1))
+        n_merges = n_steps // steps_between + 1
         epoch = work + step * n_steps + self._merge(domain) * n_merges
         epoch += Cost(flops=flops + n_pairs * 2 * load.dim * 8)
         state = domain.items * (load.dim + 1) * FLOAT
@@ -377,11 +379,14 @@ class _Run:
         table = domain.items * self.load.dim * FLOAT / 1e6
         return max(0.0, self.rates.pair + self.rates.pair_growth * math.log2(max(table, 1e-3)))
 
-    def _merges(self, domain: Domain, least: int, met: float) -> int:
-        """In an epoch."""
+    def _block(self, domain: Domain, met: float) -> float:
+        """Pairs of all members between two merges, at least."""
         lane = max(BLOCK if self.n == 1 else MEMBERS_BLOCK, BLOCK_PER_ITEM * domain.items)
-        block = self.n * self.machine.threads * lane
-        return max(least, int(TRAIN * domain.pairs // min(block, met * domain.items)))
+        return min(self.n * self.machine.threads * lane, met * domain.items)
+
+    def _merges(self, domain: Domain, met: float) -> int:
+        """In an epoch of stage 1."""
+        return max(MERGES, int(TRAIN * domain.pairs // self._block(domain, met)))
 
     def _merge(self, domain: Domain) -> Cost:
         """One merge: lanes into a table, tables into one, and back to all lanes."""
