@@ -152,3 +152,11 @@ def test_needs_that_no_node_can_meet():
     }.items():
         with pytest.raises(ClusterError, match=told):
             found.check("art tv", needs)
+
+
+def test_a_node_that_has_just_died_is_left_out(nodes, tmp_path):
+    dying = add_node(nodes, num_cpus=3)
+    nodes.remove_node(dying, allow_graceful=False)
+    # Ray takes it to be alive for some seconds more
+    with connected(nodes.address, tmp_path / "out") as found:
+        assert sorted(node.cpus for node in found.nodes) == [1, 2]

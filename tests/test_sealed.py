@@ -374,9 +374,9 @@ def test_a_file_address_is_a_path(file, public):
             "memory://bucket/nobody: cannot be reached: there is no such file",
         ),
         (
-            "s3://bucket/tv",
+            "gs://bucket/tv",
             MissingExtraError,
-            "s3://bucket/tv: needs a package that is not installed: ",
+            "gs://bucket/tv: needs a package that is not installed: ",
         ),
     ],
 )

@@ -114,7 +114,9 @@ def connected(address: str | None, folder: Path | None) -> Generator[Cluster]:
         _check_packages(nodes)
         if folder:
             _check_storage(nodes, folder.resolve())
-        yield Cluster(at, nodes)
+        # one that was dead already may be known to be so by now
+        alive = _alive()
+        yield Cluster(at, tuple(node for node in nodes if node.id in alive))
 
 
 @contextmanager
@@ -223,6 +225,11 @@ def _nodes(address: str) -> Generator[Node]:
         )  # fmt: skip
 
 
+def _alive() -> set[str]:
+    """The ids of the nodes that Ray takes to be alive now."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def _check_packages(nodes: tuple[Node, ...]) -> None:
     """Raise `ClusterError` for the first node without this package, or with other versions."""
     here = {**versions(), "ray": ray.__version__}
@@ -267,7 +274,7 @@ def _check_storage(nodes: tuple[Node, ...], folder: Path) -> None:
 def _asked(
     nodes: tuple[Node, ...], question: Callable[..., dict[str, Any]], *arguments: object
 ) -> Generator[tuple[Node, dict[str, Any]]]:
-    """What each node answers to the question, which is run there."""
+    """What each node answers to the question, which is run there; one that is gone does not."""
     remote = ray.remote(question)
     answers = [
         remote.options(
@@ -286,6 +293,8 @@ def _asked(
         try:
             yield node, ray.get(answer)
         except RayError as error:
+            if node.id not in _alive():
+                continue
             reason = str(error).strip().splitlines()[-1]
             raise ClusterError(
                 f"node {node.host} cannot run a job: {reason}; look at its logs, or take it out "
