@@ -1,9 +1,13 @@
 """Ray clusters on this machine, for tests: raylets of their own, small and quiet."""
 
+import os
 from contextlib import contextmanager
 
 import ray
 from ray.cluster_utils import Cluster
+
+# nothing is told to Ray's makers, nor asked of a monitor that is not here
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 STORE = 100 * 2**20
 """Bytes of a node's object store; Ray takes no less than 75 MB."""

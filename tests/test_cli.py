@@ -193,6 +193,8 @@ def test_one_model_alone(place):
     [
         (("settings.toml", "--threads", "0"), "threads is 0"),
         (("settings.toml", "--only", "magic"), "no model 'magic'"),
+        (("settings.toml", "--address", "head:6379"), "for --on ray; add that"),
+        (("settings.toml", "--on", "ray", "--address", "head"), "give the cluster's as HOST:PORT"),
         (("nowhere.toml",), "cannot be read"),
         (("broken.toml",), "dims: unknown key; did you mean dim?"),
     ],

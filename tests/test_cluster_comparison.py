@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 
+import numpy as np
 import polars as pl
 import pytest
 import ray
@@ -17,6 +20,7 @@ from musketeers.cli import app
 from musketeers.cluster import tasks
 from musketeers.cluster.comparison import on_cluster
 from musketeers.cluster.connection import Needs, connected
+from musketeers.cluster.executor import RayExecutor
 from musketeers.cluster.tasks import Task
 from musketeers.comparison import command, jobs
 from musketeers.comparison import study as study_module
@@ -24,7 +28,9 @@ from musketeers.comparison.study import compare_models
 from musketeers.comparison.workers import Processes
 from musketeers.data.synthetic import planted
 from musketeers.errors import ClusterError, ConfigError, DivergedError
+from musketeers.models import tuning
 from musketeers.models.registry import MODELS
+from musketeers.runs import fit_run
 from musketeers.seeding import Seed
 
 pytestmark = pytest.mark.ray
@@ -67,6 +73,21 @@ def small(tmp_path_factory):
     config = configuration.parse(settings, "test")
     (folder / "settings.toml").write_text(configuration.dump(config))
     return config, folder
+
+
+SLOWLY = {"models": ["smf"], "n_seeds": 1, "n_tries": 3}
+
+
+@pytest.fixture(scope="module")
+def slow(small, tmp_path_factory):
+    """Settings with many epochs, the folder of their data, and what `SLOWLY` finds here."""
+    config, folder = small
+    epochs = {"max_epochs": 100, "patience": 100, "validate_every": 1}
+    config = configuration.changed(config, {f"pretrain.{key}": n for key, n in epochs.items()})
+    (folder / "slow.toml").write_text(configuration.dump(config))
+    here = tmp_path_factory.mktemp("slow")
+    command.run(config, folder, here, **SLOWLY, workers=Processes.of(1))
+    return config, folder, here
 
 
 def check_same(here, there):
@@ -131,13 +152,8 @@ def test_a_model_that_fails_there_is_named_as_here(nodes, small, tmp_path):
     assert all("learning_rate is probably too large" in why for why in study.failed.values())
 
 
-def test_a_killed_nodes_jobs_are_done_again(nodes, small, tmp_path):
-    config, folder = small
-    slow = configuration.changed(
-        config, {"pretrain.max_epochs": 100, "pretrain.patience": 100, "pretrain.validate_every": 1}
-    )
-    options = {"models": ["smf"], "n_seeds": 1, "n_tries": 3}
-    command.run(slow, folder, tmp_path / "here", **options, workers=Processes.of(2))
+def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
+    config, folder, here = slow
     doomed = add_node(nodes)
     under_way = []
 
@@ -154,10 +170,47 @@ def test_a_killed_nodes_jobs_are_done_again(nodes, small, tmp_path):
         assert len(workers.cluster.nodes) == 3
         killer = threading.Thread(target=kill)
         killer.start()
-        command.run(slow, folder, tmp_path / "there", **options, workers=workers)
+        command.run(config, folder, tmp_path / "there", **SLOWLY, workers=workers)
         killer.join()
     assert under_way
-    check_same(tmp_path / "here", tmp_path / "there")
+    check_same(here, tmp_path / "there")
+
+
+def test_a_comparison_whose_driver_was_killed_goes_on_here(nodes, slow, tmp_path):
+    config, folder, here = slow
+    there = tmp_path / "there"
+    words = ["compare", folder / "slow.toml", "--models", "smf", "--seeds", 1, "--tune", 3, "--out",
+             there, "--on", "ray", "--address", nodes.address]  # fmt: skip
+    driver = subprocess.Popen([sys.executable, "-m", "musketeers", *map(str, words)])
+    while not list(there.glob("checkpoints/**/tensors.safetensors")):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    assert not list(there.glob("jobs/*/*/*"))
+    command.run(config, folder, there, **SLOWLY, workers=Processes.of(1), resume=True)
+    check_same(here, there)
+
+
+@pytest.mark.parametrize("model", ["smf", "item_knn", "cat_art"])
+def test_tries_of_a_fit_are_the_same_on_a_cluster(nodes, small, tmp_path, monkeypatch, model):
+    config, folder = small
+    options = {"threads": 1, "only": model, "n_tries": 3}
+    here = fit_run(config, folder, tmp_path / "here", **options)
+    trained = []
+    monkeypatch.setattr(tuning.Trainer, "__call__", lambda *_: trained.append(1))
+    there = fit_run(
+        config, folder, tmp_path / "there", **options, executor=RayExecutor(nodes.address)
+    )
+    assert not trained
+    for place, tries in here.learning.tries.items():
+        other = there.learning.tries[place]
+        assert [dataclasses.replace(tried, seconds=0) for tried in other] == [
+            dataclasses.replace(tried, seconds=0) for tried in tries
+        ]
+    for domain, measured in here.metrics[model].items():
+        for name, values in measured.values.items():
+            np.testing.assert_array_equal(values, there.metrics[model][domain].values[name])
 
 
 def test_a_task_that_no_node_is_left_for_does_not_wait_forever(nodes, joined, monkeypatch):
@@ -184,7 +237,7 @@ def test_a_task_raises_what_it_raised(joined, monkeypatch):
     def wait():
         time.sleep(9)
 
-    monkeypatch.setattr(tasks, "RETRIES", 1)
+    monkeypatch.setattr(tasks, "LOSSES", 1)
     for do, error, told in (
         (diverge, DivergedError, r"^epoch 3$"),
         (crash, ClusterError, r"^job was lost with its worker 2 times, the last time: "),

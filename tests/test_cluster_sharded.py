@@ -10,8 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import polars as pl
 import pytest
+import ray
 import scipy.stats
 from clusters import add_node, cluster
+from test_cli import call
 from test_resume import digests
 
 from musketeers import config as configuration
@@ -21,7 +23,7 @@ from musketeers.data import readers
 from musketeers.data.shards import shard_of
 from musketeers.data.splits import split
 from musketeers.data.synthetic import frames, planted
-from musketeers.errors import ClusterError, ConfigError, RunError
+from musketeers.errors import ClusterError, ConfigError, DataError, RunError
 from musketeers.run_files import open_run
 from musketeers.run_folder import RunFolder
 from musketeers.runs import Quiet, fit_run
@@ -65,8 +67,12 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A head that does nothing, and two nodes that work."""
+    """A head that does nothing, two nodes that work, and this process as their driver.
+
+    Of one driver the nodes use their processes again, which take seconds to start.
+    """
     with cluster({"num_cpus": 2}, {"num_cpus": 2}, head={"num_cpus": 0}) as found:
+        ray.init(found.address, log_to_driver=False, logging_level="ERROR")
         yield found
 
 
@@ -209,19 +215,18 @@ def test_a_node_lost_in_each_stage_changes_nothing(base, nodes, expected):
     def lose():
         nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
 
-    def lose_one_of_three():
-        add_node(nodes, num_cpus=2)
+    def lose_and_replace():
         lose()
+        add_node(nodes, num_cpus=2)
 
-    happenings = {"pretrain": lose_one_of_three, "cat": lose_one_of_three, "art": lose}
+    happenings = {"pretrain": lose_and_replace, "cat": lose_and_replace, "art": lose}
     watch = Watching(happenings)
     out = base / "lost"
     run(base, nodes, out, watch=watch)
     add_node(nodes, num_cpus=2)
     assert not happenings
     assert sum("members were lost" in line for line in watch.said) == 3
-    again = [line[-10:] for line in watch.said if "go on from their last epoch" in line]
-    assert again == ["on 2 nodes", "on 2 nodes", "on 1 nodes"]
+    assert watch.said[-1] == "all members go on from their last epoch on 1 nodes"
     assert digests(out) == expected
     assert len(RunFolder(out / "shards" / "0").manifest()["resumed"]) == 3
 
@@ -244,7 +249,10 @@ def test_a_killed_driver_is_followed_by_one_that_goes_on(base, nodes, expected):
     run(base, nodes, out, resume=True)
     assert digests(out) == expected
     # a finished one is left as it is
-    run(base, nodes, out, resume=True)
+    words = [base / "run.toml", "--out", out, "--on", "ray", "--address", nodes.address]
+    code, told, log = call("fit", *words, "--shards", "2", "--resume")
+    assert (code, b"significantly" in told) == (0, True)
+    assert "the run is finished; nothing is trained" in log
     assert digests(out) == expected
 
 
@@ -273,8 +281,37 @@ def test_a_method_that_needs_all_users_is_refused(base, nodes):
         fit_sharded(config, base, base / "never", n_shards=2, address=nodes.address)
 
 
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--shards", "2"], "shards are for a cluster; add --on ray"),
+        (["--on", "ray", "--shards", "2", "--budget", "5m"], "budget is not for shards of users"),
+        (["--on", "ray", "--shards", "2", "--tune", "3"], "tune is not for shards of users"),
+        (["--on", "ray", "--shards", "2", "--device", "cuda"], "device is not for shards"),
+    ],
+)
+def test_options_that_do_not_go_with_shards_are_refused(base, words, rule):
+    out = base / "never"
+    code, _, log = call("fit", base / "run.toml", "--out", out, *words)
+    assert (code, rule in log) == (1, True)
+    assert not out.exists()
+
+
+def test_data_that_cannot_be_read_leave_no_run(base, nodes):
+    config = configuration.changed(
+        configuration.load(base / "run.toml"),
+        {"data.domains": {"tv": "gone", "film": "film.parquet"}},
+    )
+    out = base / "unread"
+    for _ in range(2):
+        with pytest.raises(DataError, match="gone"):
+            fit_sharded(config, base, out, n_shards=2, address=nodes.address, threads=1)
+        assert [entry.name for entry in out.iterdir()] == [".lock"]
+
+
 def test_too_few_processors_are_named(base, nodes):
     with pytest.raises(ClusterError, match=r"5 members need 1 CPUs each, but the nodes .* 2, 2;"):
         run(base, nodes, base / "small", n_shards=5)
     with pytest.raises(ClusterError, match="a member needs 3 CPUs, but the largest node"):
-        run(base, nodes, base / "small3", threads=3)
+        run(base, nodes, base / "small", threads=3)
+    assert not (base / "small").exists()

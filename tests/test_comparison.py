@@ -21,10 +21,9 @@ from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
 from musketeers import ranking
-from musketeers.comparison import attempts, command, files, jobs, page, tables
+from musketeers.comparison import command, files, jobs, page, tables
 from musketeers.comparison import study as study_module
 from musketeers.comparison import workers as workers_module
-from musketeers.comparison.attempts import Attempts
 from musketeers.comparison.gains import gains, quantile_groups, shown
 from musketeers.comparison.jobs import Found, Job, Plan
 from musketeers.comparison.results import results
@@ -37,7 +36,8 @@ from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError, ConfigError, DivergedError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
-from musketeers.models import needs, registry
+from musketeers.models import attempts, needs, registry
+from musketeers.models.attempts import Attempts
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range

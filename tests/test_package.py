@@ -152,3 +152,15 @@ def test_a_reader_that_goes_away_hears_nothing(lines):
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_cluster_without_ray_is_one_line():
+    done = python(
+        "import sys; sys.modules['ray'] = None\n"
+        "from musketeers.errors import MissingExtraError\n"
+        "try:\n    import musketeers.cluster.executor\n"
+        "except MissingExtraError as error:\n    print(error)"
+    )
+    assert done.stdout == (
+        "this needs ray, which is not installed: pip install 'musketeers[ray]'\n"
+    ), done.stderr

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -96,19 +97,39 @@ def _check_extra(extra: str, *packages: str) -> None:
         )
 
 
+def _on_ray(on: str, address: str | None) -> bool:
+    """Whether a cluster is to do the jobs; raises `ConfigError` for an address without."""
+    if on == "here" and address is not None:
+        from musketeers.errors import ConfigError
+
+        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
+    return on == "ray"
+
+
+def _executor(on: str, address: str | None) -> "Executor":
+    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
+    if _on_ray(on, address):
+        from musketeers.cluster.executor import RayExecutor
+
+        return RayExecutor(address)
+    from musketeers.execution import HERE
+
+    return HERE
+
+
 def _workers(
     on: str, address: str | None, out: Path, jobs: int | None, memory: str | None
 ) -> AbstractContextManager["Workers"]:
-    """Who does the jobs of a comparison into `out`; raises as they are found or connected to."""
-    from musketeers.comparison.command import in_bytes
-    from musketeers.comparison.workers import Processes
-    from musketeers.errors import ConfigError
+    """Who does the jobs of a comparison into `out`."""
+    if not _on_ray(on, address):
+        from musketeers.comparison.command import in_bytes
+        from musketeers.comparison.workers import Processes
 
-    if on == "here":
-        _refuse_address(address)
         return nullcontext(Processes.of(jobs, in_bytes(memory)))
     for name, value in (("jobs", jobs), ("memory", memory)):
         if value is not None:
+            from musketeers.errors import ConfigError
+
             raise ConfigError(
                 f"{name} is {value}, which is for processes of this machine; leave it out, a "
                 "cluster's nodes say what they have"
@@ -118,23 +139,14 @@ def _workers(
     return on_cluster(address, out)
 
 
-def _executor(on: str, address: str | None) -> "Executor":
-    """Who does the jobs; raises `MissingExtraError` if ray is wanted and not here."""
-    if on == "here":
-        from musketeers.execution import HERE
-
-        _refuse_address(address)
-        return HERE
-    from musketeers.cluster.executor import RayExecutor
-
-    return RayExecutor(address)
-
-
-def _refuse_address(address: str | None) -> None:
+def _check_shards(on: str, given: Mapping[str, bool]) -> None:
+    """Raise `ConfigError` for options that do not go with shards."""
     from musketeers.errors import ConfigError
 
-    if address is not None:
-        raise ConfigError(f"address is {address!r}, which is for --on ray; add that")
+    if on != "ray":
+        raise ConfigError("shards are for a cluster; add --on ray, or leave them out")
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise ConfigError(f"{wrong[0]} is not for shards of users; leave out one of the two")
 
 
 @app.callback()
@@ -186,6 +198,14 @@ def fit(
     device: Device = "cpu",
     on: On = "here",
     address: Address = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --on ray: spread the users over N members, for data that no machine holds. "
+            "Each writes a run of its own users, RUN/shards/0 and so on.",
+        ),
+    ] = None,
 ) -> None:
     """Train and measure on your data; give each domain its best list, by validation.
 
@@ -209,6 +229,22 @@ def fit(
     from musketeers.progress import watching
     from musketeers.report import tables
 
+    if shards is not None:
+        _check_shards(
+            on, {"tune": tune > 1, "budget": budget is not None, "device": device != "cpu"}
+        )
+        from musketeers.cluster.sharded import KIND, fit_sharded
+
+        with watching(out, resume=resume, kind=KIND) as watch:
+            whole = fit_sharded(
+                settings.load(config), config.parent, out, n_shards=shards, address=address,
+                resume=resume, threads=threads, only=only, watch=watch, command=sys.argv,
+            )  # fmt: skip
+        tables.show(
+            tables.comparison(whole.means, whole.differences),
+            f"Run:    {out}\nShards: {out / 'shards'}, 0 to {shards - 1}, each a run of its users",
+        )
+        return
     with watching(out, resume=resume) as watch, computing_on(device):
         result = runs.fit_run(
             settings.load(config), config.parent, out,

@@ -1,6 +1,6 @@
 """Where the jobs of a stage are done: here, one after another, or elsewhere and at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,16 @@ class Workers(Protocol):
         """See `Jobs.each`."""
         ...
 
+    def spread(
+        self, name: str, do: Callable[..., Made], *, n_threads: int, memory: int
+    ) -> Callable[..., Iterable[Made]] | None:
+        """As `map(do, ...)`, but all calls at once; None where nobody else is there to do them.
+
+        `do` is a `functools.partial` of a public function over what can be pickled; a call takes so
+        many bytes at most.  Raises a `MusketeersError` if that is more than any worker has.
+        """
+        ...
+
 
 class Executor(Protocol):
     """Where to find who does the jobs."""
@@ -173,6 +183,9 @@ class Here:
     ) -> dict[str, Made]:
         """See `Workers.each`."""
         return InTurn(keeper).each(stage, work, max_epochs=max_epochs, dim=dim)
+
+    def spread(self, name: str, do: Callable[..., Made], *, n_threads: int, memory: int) -> None:
+        """See `Workers.spread`."""
 
 
 HERE = Here()

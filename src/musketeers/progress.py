@@ -25,14 +25,14 @@ _LOSS_STAGES = ("cat",)
 
 @contextmanager
 def watching(
-    out: Path, *, resume: bool, console: Console | None = None
+    out: Path, *, resume: bool, kind: str = "run", console: Console | None = None
 ) -> Generator["Plain | Live"]:
     """A `Watch` for the fit into `out` that writes to `console`, by default stderr.
 
     Says at once if there is nothing left to resume.
     """
     console = console or Console(stderr=True)
-    if resume and is_finished(out):
+    if resume and is_finished(out, kind):
         _print(console, f"{out}: the run is finished; nothing is trained")
     if not console.is_terminal:
         yield Plain(console)
@@ -46,9 +46,9 @@ def watching(
         yield Live(live)
 
 
-def is_finished(out: Path) -> bool:
-    """Whether `out` holds a whole run; False also for anything that is no run."""
-    return (out / "manifest.json").is_file() and RunFolder(out).finished
+def is_finished(out: Path, kind: str = "run") -> bool:
+    """Whether `out` holds a whole run of that kind; raises `RunError` for another kind's."""
+    return (out / "manifest.json").is_file() and RunFolder(out, kind).finished
 
 
 @dataclass(frozen=True, slots=True)

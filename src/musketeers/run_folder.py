@@ -224,6 +224,11 @@ class RunFolder:
         self._clear_drafts()
         self._write(self.manifest() | {"status": "finished", "finished": _now()})
 
+    def withdraw(self) -> None:
+        """Leave the folder as if the run had not begun, for one that has made nothing yet."""
+        for name in (_CONFIG, _MANIFEST):
+            _remove(self.path / name)
+
     def _begin(self, inputs: dict[str, Any], command: Sequence[str]) -> None:
         self._clear_drafts()
         self._write(

@@ -32,6 +32,7 @@ from musketeers.group import group, total
 from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
 from musketeers.models import registry
+from musketeers.models.attempts import Attempts, attempt
 from musketeers.models.model import Fitted, Made
 from musketeers.models.needs import FACTORS, Size, check_fit, refusal
 from musketeers.models.registry import MODELS
@@ -50,7 +51,7 @@ from musketeers.results import WITH_HISTORY, Learning, Metrics, RunResult
 from musketeers.run_files import open_run, scorers_of
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.seeding import Seed
-from musketeers.task import Task
+from musketeers.task import Task, unwatched
 from musketeers.training import Epoch
 
 STAGED = ("pop", "smf", "cat_art")
@@ -533,7 +534,27 @@ class _Jobs:
         """Let stage 1 begin where this trial has ended."""
         self._places["pretrain"] = trial
 
-    def tried(self, model: str, domain: str | None, n_tries: int, number: int, found: Try) -> None:
+    def tuned(self, model: str, task: Task, n_tries: int, memory: int) -> Tuned:
+        """See `fitted`; a try takes so many bytes at most, wherever it is trained."""
+        on_try = partial(self._tried, model, task.target, n_tries)
+        if n_tries == 1 or not self._run or not MODELS[model].space:
+            each = folder = None
+        else:
+            folder = self._run.checkpoint("tries", model, task.target or "all").folder.absolute()
+            each = self._workers.spread(
+                f"{model} {task.target or 'all domains'}",
+                partial(attempt, folder, model, replace(task, jobs=unwatched)),
+                n_threads=self.n_threads, memory=memory,
+            )  # fmt: skip
+        if not each or not folder:
+            return fitted(model, MODELS[model], task, n_tries=n_tries, on_try=on_try)
+        attempts = Attempts(folder)
+        found = attempts.tuned(
+            each, model, n_tries=n_tries, seed=task.seed, target=task.target, on_try=on_try
+        )
+        return attempts.made(model, task, found)
+
+    def _tried(self, model: str, domain: str | None, n_tries: int, number: int, found: Try) -> None:
         """Say how a try of several ended."""
         self.close()
         if n_tries > 1:
@@ -631,10 +652,7 @@ def _one(model: str, config: RunConfig, data: Data, n_tries: int, jobs: _Jobs) -
                 {name: looked_at[name] for name in names},
                 config, alone, jobs.n_threads, jobs, memory, domain, data.given,
             )  # fmt: skip
-            found[domain or "all"] = fitted(
-                name, MODELS[name], task, n_tries=n_tries,
-                on_try=partial(jobs.tried, name, domain, n_tries),
-            )  # fmt: skip
+            found[domain or "all"] = jobs.tuned(name, task, n_tries, needed + peak())
         return found
 
     if MODELS[model].starts_from_smf:

@@ -13,7 +13,12 @@ from musketeers.pretrain.mf import Pretrained
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
-unwatched = InTurn(lambda _stage, _domain, _max_epochs: Unwatched())
+
+def _unwatched(_stage: str, _domain: str | None, _max_epochs: int) -> Unwatched:
+    return Unwatched()
+
+
+unwatched = InTurn(_unwatched)
 """`Jobs` that keep nothing and tell nobody."""
 
 

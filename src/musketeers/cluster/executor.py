@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from musketeers.cluster.board import Board, News, View, open_board
 from musketeers.cluster.connection import Cluster, Needs, connected
 from musketeers.cluster.parcels import Shelf, unpack
+from musketeers.cluster.tasks import LOSSES, UNFIT, spread
 from musketeers.costs import Cost, metered
 from musketeers.data.domains import Split
 from musketeers.device import computing_on, gpu
@@ -25,12 +26,9 @@ from musketeers.execution import Keeper, Made, Watched, Work
 from musketeers.models.needs import Size, one_domain
 from musketeers.parallel import libraries_on_one_thread
 
-LOSSES = 5
-"""Workers that a job may lose; what goes wrong so often is not the machines' fault."""
-UNFIT = 60.0
-"""Seconds in which nodes that a job needs may come back."""
+LOOK = 5.0
+"""Seconds between two looks at which nodes there are."""
 _POLL = 0.1
-_LOOK = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +78,44 @@ class RayWorkers:
         in one line why a job or the cluster gave up.
         """
         largest = max(keeper.splits.values(), key=lambda split: len(split.train))
-        needs = {
-            # a control may bring a domain of its own, which is no larger
-            name: _needs(keeper.splits.get(name, largest), keeper.n_threads, dim)
-            for name in work
-        }
-        for name, needed in needs.items():
-            self.cluster.check(f"{stage} {name}", needed)
+        # a control may bring a domain of its own, which is no larger
+        sizes = {name: keeper.splits.get(name, largest) for name in work}
+        domains = {f"{stage} {name}": name for name in work}
+        needs = {job: _needs(sizes[name], keeper.n_threads, dim) for job, name in domains.items()}
+        for job, needed in needs.items():
+            self.cluster.check(job, needed)
 
-        def lost(name: str, host: str) -> None:
+        def lost(job: str, host: str) -> None:
+            name = domains[job]
             keeper.say(f"{stage:<8} {name:<11}  lost its worker and goes on on {host}")
 
-        view = View(lambda name: keeper.watched(stage, name, max_epochs), lost)
+        view = View(lambda job: keeper.watched(stage, domains[job], max_epochs), lost)
         tasks: dict[Any, str] = {}
         made: dict[str, Made] = {}
         try:
-            for name, do in work.items():
+            for job, name in domains.items():
                 folder = keeper.place(stage, name)
-                tasks[self._start(do, name, folder and folder.absolute(), needs[name])] = name
-            for name, found, cost in self._ended(
-                tasks, view, _Patience(self.cluster, stage, needs)
-            ):
-                made[name] = found
-                keeper.spent(stage, name, cost)
+                task = self._start(work[name], job, folder and folder.resolve(), needs[job])
+                tasks[task] = job
+            for job, found, cost in self._ended(tasks, view, _Patience(self.cluster, needs)):
+                made[domains[job]] = found
+                keeper.spent(stage, domains[job], cost)
         except RayTaskError as error:
             raise _ours(error, stage) from None
         except RayError as error:
             raise ClusterError(f"{stage}: {_line(error)}; go on with --resume") from None
         finally:
-            for task in tasks:
-                ray.cancel(task, force=True)
+            # what still runs ends with the connection: to cancel what has just ended may crash Ray
             view.close()
         return {name: made[name] for name in work}
+
+    def spread(
+        self, name: str, do: Callable[..., Made], *, n_threads: int, memory: int
+    ) -> Callable[..., Iterable[Made]]:
+        """See `Workers.spread`."""
+        needs = Needs(n_threads, 1 if gpu() else 0, memory)
+        self.cluster.check(name, needs)
+        return spread(name, needs, self.cluster, self.shelf.pack(do))
 
     def _ended(
         self, tasks: dict[Any, str], view: View, patience: "_Patience"
@@ -121,23 +125,24 @@ class RayWorkers:
             ready, _ = ray.wait(list(tasks), timeout=_POLL)
             # asked for after: a job that is over has told all before
             for news in ray.get(self.board.take.remote()):
-                view.hear(news)
+                if news.job in tasks.values():
+                    view.hear(news)
             for task in ready:
                 # a copy, since the store's memory goes with the connection
                 made, cost = copy.deepcopy(ray.get(task))
-                name = tasks.pop(task)
-                view.end(name)
-                yield name, made, cost
+                job = tasks.pop(task)
+                view.end(job)
+                yield job, made, cost
             patience.look(tasks.values())
 
-    def _start(self, do: Work[Any], name: str, folder: Path | None, needs: Needs) -> Any:
+    def _start(self, do: Work[Any], job: str, folder: Path | None, needs: Needs) -> Any:
         parcel = self.shelf.pack(do)
         task = ray.remote(_do).options(
-            name=name, num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory,
+            name=job, num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory,
             max_retries=LOSSES,
         )  # fmt: skip
         return task.remote(
-            parcel.data, name, folder, "cuda" if needs.gpus else "cpu", self.board, *parcel.arrays
+            parcel.data, job, folder, "cuda" if needs.gpus else "cpu", self.board, *parcel.arrays
         )
 
 
@@ -148,19 +153,19 @@ def _needs(split: Split, n_threads: int, dim: int) -> Needs:
 
 
 def _do(
-    data: bytes, name: str, folder: Path | None, device: str, board: Board, *arrays: np.ndarray
+    data: bytes, job: str, folder: Path | None, device: str, board: Board, *arrays: np.ndarray
 ) -> tuple[Any, Cost]:
     """One job, on a worker."""
     work = unpack(data, arrays)
-    news = partial(News, name, token_hex(8), ray.util.get_node_ip_address())
+    news = partial(News, job, token_hex(8), ray.util.get_node_ip_address())
     told = [board.tell.remote(news())]
 
     def on_epoch(epoch: Any) -> None:
         told[0] = board.tell.remote(news(epoch))
 
-    job = Watched(folder, on_epoch, writer=news().attempt)
+    watched = Watched(folder, on_epoch, writer=news().attempt)
     with libraries_on_one_thread(), computing_on(device), metered() as cost:
-        made = work(job)
+        made = work(watched)
     ray.get(told)
     return made, cost
 
@@ -170,22 +175,21 @@ class _Patience:
     """Whether the nodes that are left can do what is left to do, looked at now and then."""
 
     cluster: Cluster
-    stage: str
     needs: Mapping[str, Needs]
     looked: float = field(default_factory=time.monotonic)
     fit: float = field(default_factory=time.monotonic)
     """When they could last."""
 
-    def look(self, names: Any) -> None:
+    def look(self, jobs: Iterable[str]) -> None:
         """Raise `ClusterError` if they could not for too long."""
         now = time.monotonic()
-        if now - self.looked < _LOOK:
+        if now - self.looked < LOOK:
             return
         self.looked = now
         try:
             left = self.cluster.now()
-            for name in names:
-                left.check(f"{self.stage} {name}", self.needs[name])
+            for job in jobs:
+                left.check(job, self.needs[job])
         except ClusterError:
             if now - self.fit > UNFIT:
                 raise

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from math import floor
 
 import ray
@@ -28,6 +27,17 @@ _SECONDS = 60.0
 """That Ray may take to place members, and members to end."""
 
 
+def check_processors(cluster: Cluster, n_members: int, n_threads: int) -> None:
+    """Raise `ClusterError` unless there are as many processors as the members have threads."""
+    cluster.check("a member", Needs(n_threads))
+    if sum(floor(node.cpus / n_threads) for node in cluster.nodes) < n_members:
+        raise ClusterError(
+            f"{n_members} members need {n_threads} CPUs each, but the nodes of the cluster have "
+            f"{', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer shards or "
+            "threads, or add nodes"
+        )
+
+
 def together(
     errand: Errand, cluster: Cluster, memory: int, watch: Watch
 ) -> list[Mapping[Cell, Sums]]:
@@ -39,12 +49,6 @@ def together(
     """
     cluster.check("a member", Needs(errand.n_threads, memory=memory))
     share = _share(cluster, errand, memory)
-    if share < errand.n_threads:
-        raise ClusterError(
-            f"{errand.n_members} members need {errand.n_threads} CPUs each, but the nodes of the "
-            f"cluster have {', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer "
-            "shards or threads, or add nodes"
-        )
     for _ in range(STARTS - 1):
         try:
             return _attempt(errand, share, memory, watch)
@@ -60,35 +64,28 @@ def _attempt(errand: Errand, share: float, memory: int, watch: Watch) -> list[Ma
     host = ray.util.get_node_ip_address()
     # the driver outlives the members, so they meet there
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    errand = replace(errand, meeting=(host, store.port))
-    board, member = open_board(), ray.remote(work)
-    with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
-        tasks = [
-            member.options(
-                num_cpus=share,
-                memory=memory,
-                max_retries=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    places, placement_group_bundle_index=place
-                ),
-            ).remote(errand, place, Quiet() if place else Distant(board))
-            for place in range(errand.n_members)
-        ]
-        waiting = tasks
-        try:
+    board, member, tasks = open_board(), ray.remote(work), []
+    try:
+        with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
+            for place in range(errand.n_members):
+                there = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=place)
+                task = member.options(
+                    num_cpus=share, memory=memory, max_retries=0, scheduling_strategy=there
+                )
+                told = Quiet() if place else Distant(board)
+                tasks.append(task.remote(errand, place, host, store.port, told))
+            waiting = tasks
             while waiting:
                 done, waiting = ray.wait(waiting, timeout=_POLL)
                 hear()
                 ray.get(done)
             return ray.get(tasks)
-        except RayError as error:
-            raise _told(error) from None
-        finally:
-            for task in waiting:
-                ray.cancel(task, force=True)
-            # whoever still works may write
-            if waiting:
-                ray.wait(waiting, num_returns=len(waiting), timeout=_SECONDS)
+    except RayError as error:
+        raise _told(error) from None
+    finally:
+        # without their places members end, and until they have they may write
+        if tasks:
+            ray.wait(tasks, num_returns=len(tasks), timeout=_SECONDS)
 
 
 def _told(error: RayError) -> MusketeersError:

@@ -37,17 +37,14 @@ class Errand:
     n_members: int
     n_threads: int
     """Of each member."""
-    meeting: tuple[str, int]
-    """Host and port where they find each other."""
 
 
-def work(errand: Errand, place: int, watch: Watch) -> Mapping[Cell, Sums]:
+def work(errand: Errand, place: int, host: str, port: int, watch: Watch) -> Mapping[Cell, Sums]:
     """Be the member at that place: fit its shard with the others, into a run folder of its own.
 
-    What its users add to the comparison of what recommends with each domain alone
-    (`RunResult.sums`).
+    They find each other at that port of `host`.  Gives what its users add to the comparison of what
+    recommends with each domain alone (`RunResult.sums`).
     """
-    host, port = errand.meeting
     store = TCPStore(host, port, timeout=_PATIENCE)
     dist.init_process_group(
         "gloo", store=store, rank=place, world_size=errand.n_members, timeout=_PATIENCE

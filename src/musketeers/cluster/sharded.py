@@ -7,14 +7,15 @@ from pathlib import Path
 from musketeers import artifacts
 from musketeers import config as configuration
 from musketeers.cluster.connection import Cluster, connected
-from musketeers.cluster.gang import together
+from musketeers.cluster.gang import check_processors, together
 from musketeers.cluster.members import Errand, folder_of
 from musketeers.cluster.reading import partition
 from musketeers.cluster.whole import FILE, Whole
 from musketeers.config import RunConfig
 from musketeers.data.shards import About
-from musketeers.errors import ConfigError
+from musketeers.errors import ConfigError, MusketeersError
 from musketeers.models.needs import Size, whole_fit
+from musketeers.progress import is_finished
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import STAGED, Quiet, Watch, models_to_measure
 
@@ -52,6 +53,8 @@ def fit_sharded(
     watch = watch or Quiet()
     with connected(address, out) as cluster:
         n_threads = _threads(threads, out if resume else None, cluster, n_shards)
+        if not (resume and is_finished(out, KIND)):
+            check_processors(cluster, n_shards, n_threads)
         inputs = {"shards": str(n_shards), "models": ",".join(measured)}
         with RunFolder.create(
             out, configuration.dump(config), data=inputs, threads=n_threads, command=command,
@@ -59,18 +62,27 @@ def fit_sharded(
         ) as run:  # fmt: skip
             if run.finished:
                 return Whole.read(out)
-            with run.timed("read"):
-                about = partition(
-                    config, out / "data", n_shards, base=base, told=watch.rows, say=watch.say
-                )
+            about = _read(config, base, run, n_shards, watch)
             memory = _memory(about, config, n_shards, transfers="cat_art" in measured)
-            errand = Errand(config, out.resolve(), measured, n_shards, n_threads, ("", 0))
+            errand = Errand(config, out.resolve(), measured, n_shards, n_threads)
             with run.timed("fit"):
                 sums = together(errand, cluster, memory, watch)
             whole = Whole.of([folder_of(out, place) for place in range(n_shards)], sums)
             artifacts.write_text(out / FILE, whole.to_json())
             run.finish()
     return whole
+
+
+def _read(config: RunConfig, base: Path, run: RunFolder, n_shards: int, watch: Watch) -> About:
+    """The data in shards; if they cannot be had, the run was never begun."""
+    place = run.path / "data"
+    try:
+        with run.timed("read"):
+            return partition(config, place, n_shards, base=base, told=watch.rows, say=watch.say)
+    except MusketeersError:
+        if not place.exists():
+            run.withdraw()
+        raise
 
 
 def _checked(config: RunConfig, n_shards: int, only: str | None) -> tuple[str, ...]:

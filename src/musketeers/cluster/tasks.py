@@ -5,19 +5,23 @@ there, so whoever waits here looks at the nodes now and then.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from musketeers.cluster.connection import Cluster, Needs
+from musketeers.cluster.parcels import Parcel, unpack
+from musketeers.device import computing_on
 from musketeers.errors import ClusterError
+from musketeers.parallel import libraries_on_one_thread
 
-RETRIES = 10
-"""How often a task is done again whose worker or node was lost."""
+LOSSES = 5
+"""Workers that a task may lose; what goes wrong so often is not the machines' fault."""
 UNFIT = 60.0
 """Seconds in which nodes that a task needs may come back."""
 _LOOK = 2.0
@@ -42,7 +46,7 @@ class Task:
         remote = ray.remote(do).options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, name=name,
             # one that is lost may live on for a moment, and take away what it itself had written
-            max_retries=RETRIES, retry_exceptions=[OSError],
+            max_retries=LOSSES, retry_exceptions=[OSError],
         )  # fmt: skip
         return cls(name, needs, cluster, remote.remote(*arguments))
 
@@ -71,6 +75,31 @@ class Task:
         except RayError as error:
             reason = str(error).strip().splitlines()[0]
             raise ClusterError(
-                f"{self.name} was lost with its worker {RETRIES + 1} times, the last time: "
+                f"{self.name} was lost with its worker {LOSSES + 1} times, the last time: "
                 f"{reason}; look at the nodes' memory and logs, --resume goes on"
             ) from None
+
+
+def spread(name: str, needs: Needs, cluster: Cluster, do: Parcel) -> Callable[..., Generator[Any]]:
+    """As `map` with what the parcel holds: every call a task, all of them begun at once.
+
+    The first argument of a call is its number, from 0.
+    """
+
+    def each(*columns: Iterable[Any]) -> Generator[Any]:
+        device = "cuda" if needs.gpus else "cpu"
+        begun = [
+            Task.started(
+                f"{name}, try {row[0] + 1}", needs, cluster,
+                _call, device, do.data, row, *do.arrays,
+            )
+            for row in zip(*columns, strict=True)
+        ]  # fmt: skip
+        return (task.result(Event()) for task in begun)
+
+    return each
+
+
+def _call(device: str, data: bytes, row: Sequence[Any], *arrays: np.ndarray) -> Any:
+    with libraries_on_one_thread(), computing_on(device):
+        return unpack(data, arrays)(*row)

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from jaxtyping import Float64
 
 from musketeers import artifacts
 from musketeers import config as configuration
-from musketeers.comparison.attempts import Attempts
 from musketeers.config import RunConfig
 from musketeers.data import readers
 from musketeers.data.domains import Split
 from musketeers.data.readers import Reading
 from musketeers.data.splits import split
-from musketeers.errors import RunError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
+from musketeers.models import attempts
+from musketeers.models.attempts import Attempts
 from musketeers.models.model import Made, Settings, valid_ndcg
 from musketeers.models.needs import Size
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import Each, Trainer, Try, best_of, measured, stream, tries
+from musketeers.models.tuning import Each, Try, Tuned
 from musketeers.pipeline import validations
 from musketeers.pretrain.mf import Pretrained
 from musketeers.protocols import Scorer
@@ -114,44 +114,31 @@ def run(plan: Plan, job: Job, splits: Splits) -> None:
     A job that was cut off goes on from the last epoch of the try that it was at.
     """
     if not is_done(plan, job):
-        trainer = _trainer(plan, job, _task(plan, job, splits))
-        found = tuned(plan, job, partial(map, _attempts(plan, job).once(trainer)))
-        _conclude(plan, job, splits, found, trainer.best)
+        task, kept = _task(plan, job, splits), _attempts(plan, job)
+        trainer = kept.trainer(job.model, task)
+        found = tuned(plan, job, partial(map, kept.once(trainer)))
+        _write(plan, job, task, kept.made(job.model, task, found, trainer.best))
 
 
 def tuned(plan: Plan, job: Job, each: Each) -> tuple[Try, ...]:
-    """The tries of the job, trained wherever `each` does so; needs no data here.
-
-    Of what their trainings left, that of the best is kept.
-    """
-    attempts, ended = _attempts(plan, job), list[Try]()
-
-    def on_try(number: int, tried: Try) -> None:
-        before = best_of(ended)
-        ended.append(tried)
-        lost = before if best_of(ended) == number else number
-        if lost is not None:
-            attempts.forget(lost, ended[lost].settings)
-
-    return tries(
-        each, MODELS[job.model].space, n_tries=plan.n_tries,
-        seed=stream(job.model, Seed(job.seed), job.domain), on_try=on_try,
-    )  # fmt: skip
+    """The tries of the job, trained wherever `each` does so; needs no data here."""
+    return _attempts(plan, job).tuned(
+        each, job.model, n_tries=plan.n_tries, seed=Seed(job.seed), target=job.domain
+    )
 
 
 def attempt(plan: Plan, job: Job, splits: Splits, number: int, settings: Settings) -> Try:
     """One try of the job, which goes on where it was cut off; recalled if it went well before."""
-    trainer = _trainer(plan, job, _task(plan, job, splits))
-    return _attempts(plan, job).once(trainer)(number, settings)
+    return attempts.attempt(
+        job.progress(plan.out), job.model, _task(plan, job, splits), number, settings
+    )
 
 
 def finish(plan: Plan, job: Job, splits: Splits, found: Sequence[Try]) -> None:
-    """Measure the best of the job's tries and write it down, unless it is done already.
-
-    The model is made again from what its trainings left, bitwise the same.
-    """
+    """Measure the best of the job's tries and write it down, unless it is done already."""
     if not is_done(plan, job):
-        _conclude(plan, job, splits, found, None)
+        task = _task(plan, job, splits)
+        _write(plan, job, task, _attempts(plan, job).made(job.model, task, found))
 
 
 def n_tries(plan: Plan, job: Job) -> int:
@@ -207,15 +194,9 @@ def size(plan: Plan, job: Job) -> Size:
     return Size.of(everything, names, dim=_config(plan.config_text).dim)
 
 
-def _conclude(
-    plan: Plan, job: Job, splits: Splits, found: Sequence[Try], kept: tuple[Try, Made] | None
-) -> None:
-    """Measure the best try's model, the one that was `kept` or another, and write it down."""
-    number = best_of(found)
-    if number is None:
-        raise RunError(found[0].failure)
-    best, task = found[number], _task(plan, job, splits)
-    made = kept[1] if kept and kept[0] is best else _fit(plan, job, task, number, best.settings)
+def _write(plan: Plan, job: Job, task: Task, chosen: Tuned) -> None:
+    """Measure the best try's model and write it down."""
+    made: Made = chosen.made
     metrics = {
         name: measure(
             one.scorer, task.splits[name], task.seed.child("sampled", name),
@@ -227,8 +208,8 @@ def _conclude(
         "domains": list(metrics),
         "metrics": list(next(iter(metrics.values())).values),
         "valid": valid_ndcg(made, task),
-        "settings": dict(best.settings),
-        "tries": [asdict(tried) for tried in found],
+        "settings": dict(chosen.best.settings),
+        "tries": [asdict(tried) for tried in chosen.tries],
         **_described(made),
     }
     place = job.place(plan.out)
@@ -236,15 +217,6 @@ def _conclude(
         place.parent.mkdir(parents=True, exist_ok=True)
     artifacts.save(place, _KIND, _tensors(task, made, metrics), about)
     _attempts(plan, job).clear()
-
-
-def _trainer(plan: Plan, job: Job, task: Task) -> Trainer[Made]:
-    return Trainer(partial(_fit, plan, job, task), partial(measured, task=task))
-
-
-def _fit(plan: Plan, job: Job, task: Task, number: int, settings: Settings) -> Made:
-    jobs = _attempts(plan, job).jobs(number, settings)
-    return MODELS[job.model].fit(replace(task, jobs=jobs), settings)
 
 
 def _attempts(plan: Plan, job: Job) -> Attempts:
