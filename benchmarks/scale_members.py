@@ -38,13 +38,11 @@ def fitted(task: Found) -> Found:
     start = time.perf_counter()
     read_shard(out / "data", place)
     read = time.perf_counter() - start
-    errand = Errand(
-        configuration.load(out / "settings.toml"), out, ("cat_art",),
-        task["members"], task["threads"], (task["host"], task["port"]),
-    )  # fmt: skip
+    settings = configuration.load(out / "settings.toml")
+    errand = Errand(settings, out, ("cat_art",), task["members"], task["threads"])
     store = _store(task) if place == 0 else None
     start = time.perf_counter()
-    work(errand, place, Quiet())
+    work(errand, place, task["host"], task["port"], Quiet())
     whole = time.perf_counter() - start
     del store
     if place:
