@@ -58,7 +58,8 @@ from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
 MEMBER = Path(__file__).with_name("scale_members.py")
-DIM, EPOCHS = 64, 5
+DIM = 64
+EPOCHS = {"pretrain": 12, "cat": 3, "art": 12}
 LIMIT = 600.0
 """Seconds that members may take."""
 HERE = (Place((), "127.0.0.1", "lo"),)
@@ -131,10 +132,10 @@ class Workshop:
             configuration.load(planted / "settings.toml"),
             {
                 "dim": DIM, "pretrain.method": "bpr", "pretrain.tries": 1,
-                "pretrain.max_epochs": EPOCHS, "pretrain.patience": EPOCHS,
                 "pretrain.validate_every": 1, "pretrain.regularization": 0.035,
-                "cat.max_epochs": EPOCHS, "cat.patience": EPOCHS, "cat.batch_size": size.cat_batch,
-                "art.max_epochs": EPOCHS, "art.patience": EPOCHS, "art.batch_size": size.art_batch,
+                "cat.batch_size": size.cat_batch, "art.batch_size": size.art_batch,
+                **{f"{stage}.max_epochs": n for stage, n in EPOCHS.items()},
+                **{f"{stage}.patience": n for stage, n in EPOCHS.items()},
             },
         )  # fmt: skip
         if not shards.exists():
@@ -339,8 +340,9 @@ def _stage_1(size: Size) -> list[float]:
 
 
 def _stage_2(size: Size) -> list[float]:
-    users = 0.9 * size.users
-    steps, each = -(-users // size.cat_batch), users / size.threads
+    # a step's seconds are known for one that is full, and counted as often as there are any
+    steps = -(-0.9 * size.users // size.cat_batch)
+    each = steps * size.cat_batch / size.threads
     work = each * cat_flops(size.domains, DIM)
     return [steps, steps * size.threads, work, each * size.cat_batch]
 
