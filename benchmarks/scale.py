@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ from scale_model import (
     art_flops,
     cat_flops,
     costs,
+    lanes_held,
     memory,
 )
 from scipy.optimize import nnls
@@ -57,7 +58,8 @@ from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
 MEMBER = Path(__file__).with_name("scale_members.py")
-DIM, EPOCHS = 64, 5
+DIM = 64
+EPOCHS = {"pretrain": 12, "cat": 3, "art": 12}
 LIMIT = 600.0
 """Seconds that members may take."""
 HERE = (Place((), "127.0.0.1", "lo"),)
@@ -130,10 +132,10 @@ class Workshop:
             configuration.load(planted / "settings.toml"),
             {
                 "dim": DIM, "pretrain.method": "bpr", "pretrain.tries": 1,
-                "pretrain.max_epochs": EPOCHS, "pretrain.patience": EPOCHS,
                 "pretrain.validate_every": 1, "pretrain.regularization": 0.035,
-                "cat.max_epochs": EPOCHS, "cat.patience": EPOCHS, "cat.batch_size": size.cat_batch,
-                "art.max_epochs": EPOCHS, "art.patience": EPOCHS, "art.batch_size": size.art_batch,
+                "cat.batch_size": size.cat_batch, "art.batch_size": size.art_batch,
+                **{f"{stage}.max_epochs": n for stage, n in EPOCHS.items()},
+                **{f"{stage}.patience": n for stage, n in EPOCHS.items()},
             },
         )  # fmt: skip
         if not shards.exists():
@@ -276,20 +278,21 @@ def measured_rates(
     each = [(Size(**run["size"]), run) for run in runs]
     law("stage 1", ("pair", "pair_growth", "user"),
         [_stage_1(size) for size, _ in each],
-        [run["epochs"]["stage 1"] - _merging(size, found) for size, run in each])  # fmt: skip
+        [_unmerged("stage 1", size, run, found) for size, run in each])  # fmt: skip
     law("stage 2", ("cat_step", "cat_step_thread", "cat_flop", "cat_other"),
         [_stage_2(size) for size, _ in each],
         [run["epochs"]["stage 2"] for _, run in each])  # fmt: skip
     law("stage 3", ("art_step", "art_step_thread", "art_flop", "art_pair"),
         [_stage_3(size) for size, _ in each],
-        [run["epochs"]["stage 3"] - _merging(size, found, 1) for size, run in each])  # fmt: skip
+        [_unmerged("stage 3", size, run, found) for size, run in each])  # fmt: skip
     law("evaluate", ("evaluate_start", "list_user", "list_item"),
         [_lists(size) for size, _ in each], [run["evaluate"] for _, run in each])  # fmt: skip
     law("save", ("save_start", "save_user"),
         [[1, size.users * size.domains] for size, _ in each],
         [run["save"] for _, run in each])  # fmt: skip
-    law("memory", ("base", "user_tables", "item_bytes", "pair_bytes"),
-        [_held(size) for size, _ in each], [run["peak"] for _, run in each])  # fmt: skip
+    law("memory", ("base", "user_tables", "item_tables", "pair_bytes"),
+        [_held(size) for size, _ in each],
+        [run["peak"] - lanes_held(size.load(), size.threads, 1) for size, run in each])  # fmt: skip
     law("collectives", ("hop", "sent_byte"), *_sending(2, sent))
     found["read_row"] = shop.read_seconds * available_threads() / shop.rows
     stages = ("pretrain", "cat", "art", "evaluate", "save")
@@ -315,17 +318,19 @@ def one_member(shop: Workshop, size: Size, rounds: int) -> dict[str, Any]:
 
 
 def _named(size: Size) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(size).items())
+    """Such as ``40,000 users, 100,000 items``, as far as it differs from the first."""
+    names = {name: name.replace("_", " ") for name in asdict(size)}
+    usual, here = asdict(BASE), asdict(size)
+    differs = [f"{names[name]} {here[name]:,}" for name in here if here[name] != usual[name]]
+    return ", ".join(differs) or "base"
 
 
-def _merging(size: Size, found: Mapping[str, float], n_merges: int | None = None) -> float:
-    """Seconds of an epoch that merges take in all domains."""
-    if size.threads == 1:
-        return 0.0
-    block = size.threads * max(65536, 4 * size.items)
-    n = n_merges or max(4, TRAIN * size.users * size.per_user // block)
-    each = found["merge_byte"] + found["merge_lane_byte"] * size.threads
-    return size.domains * n * size.items * (DIM + 1) * FLOAT * each
+def _unmerged(stage: str, size: Size, run: Mapping[str, Any], found: Mapping[str, float]) -> float:
+    """Seconds of an epoch without its merges, of which alone there are rates yet."""
+    merging = {name: found[name] for name in ("merge_byte", "merge_lane_byte")}
+    rates = Rates.of({field.name: merging.get(field.name, 0.0) for field in fields(Rates)})
+    machine = replace(HERE_MACHINE, threads=size.threads)
+    return run["epochs"][stage] - costs(size.load(), machine, 1, rates)[stage].seconds
 
 
 def _stage_1(size: Size) -> list[float]:
@@ -335,8 +340,9 @@ def _stage_1(size: Size) -> list[float]:
 
 
 def _stage_2(size: Size) -> list[float]:
-    users = 0.9 * size.users
-    steps, each = -(-users // size.cat_batch), users / size.threads
+    # a step's seconds are known for one that is full, and counted as often as there are any
+    steps = -(-0.9 * size.users // size.cat_batch)
+    each = steps * size.cat_batch / size.threads
     work = each * cat_flops(size.domains, DIM)
     return [steps, steps * size.threads, work, each * size.cat_batch]
 
@@ -355,9 +361,8 @@ def _lists(size: Size) -> list[float]:
 
 
 def _held(size: Size) -> list[float]:
-    lanes = size.threads + 1 if size.threads > 1 else 1
-    users = size.domains * size.users
-    return [1, users * DIM * FLOAT, lanes * size.items * DIM, users * size.per_user]
+    users, items = size.domains * size.users, size.domains * size.items
+    return [1, users * DIM * FLOAT, items * DIM * FLOAT, users * size.per_user]
 
 
 def _sending(n: int, sizes: Sequence[int]) -> tuple[list[list[float]], list[float]]:

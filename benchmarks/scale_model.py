@@ -118,8 +118,8 @@ class Rates:
     """Bytes of a process that holds no data."""
     user_tables: float
     """Tables of all users' vectors that are held at the most, for each domain."""
-    item_bytes: float
-    """For each lane and number of the largest table of items."""
+    item_tables: float
+    """Tables of all domains' items that are held at the most, beside the lanes' copies."""
     pair_bytes: float
     """For each pair of all domains."""
 
@@ -187,14 +187,22 @@ def dollars(parts: Mapping[str, Cost], machine: Machine, n: int) -> float:
 
 def memory(load: Workload, threads: int, n: int, rates: Rates) -> float:
     """Bytes that a member holds at the most."""
-    users = load.users / n * len(load.domains) * load.dim * FLOAT
-    largest = max(domain.items for domain in load.domains)
+    users = load.users / n * len(load.domains)
+    items = sum(domain.items for domain in load.domains)
     pairs = sum(domain.pairs for domain in load.domains) / n
-    lanes = threads + 1 if threads * n > 1 else 1
-    items = largest * load.dim * lanes
     return (
-        rates.base + rates.user_tables * users + rates.item_bytes * items + rates.pair_bytes * pairs
+        rates.base
+        + rates.user_tables * users * load.dim * FLOAT
+        + rates.item_tables * items * load.dim * FLOAT
+        + lanes_held(load, threads, n)
+        + rates.pair_bytes * pairs
     )
+
+
+def lanes_held(load: Workload, threads: int, n: int) -> int:
+    """Bytes of the largest table of items as each lane has it, and as members merged it last."""
+    copies = (threads if threads > 1 else 0) + (1 if n > 1 else 0)
+    return copies * max(domain.items for domain in load.domains) * load.dim * FLOAT
 
 
 def members_needed(load: Workload, machine: Machine, rates: Rates) -> int | None:

@@ -52,7 +52,7 @@ _UNITS = {
     "art_flop": ("ps", 1e12), "art_pair": ("ns", 1e9), "list_user": ("µs", 1e6),
     "list_item": ("ps", 1e12), "save_user": ("µs", 1e6), "hop": ("µs", 1e6),
     "sent_byte": ("ns", 1e9), "base": ("GB", 1e-9), "user_tables": ("", 1.0),
-    "item_bytes": ("bytes", 1.0), "pair_bytes": ("bytes", 1.0),
+    "item_tables": ("", 1.0), "pair_bytes": ("bytes", 1.0),
 }  # fmt: skip
 
 
@@ -108,7 +108,8 @@ def tables(content: Mapping[str, Any]) -> dict[str, list[str]]:
     made = {
         "rates": _rates(content["rates"]),
         "laws": _laws(content["off"]),
-        "checks": _checks(content["checks"]),
+        "checks": _checks(content["checks"], single=False),
+        "single": _checks(content["checks"], single=True),
         "lanes": _lanes(content["lanes"]),
         "machines": _machines(),
         "workloads": _workloads(),
@@ -151,13 +152,14 @@ def _laws(off: Mapping[str, float]) -> list[str]:
     )
 
 
-def _checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+def _checks(checks: Sequence[Mapping[str, Any]], *, single: bool) -> list[str]:
+    """Those of single sums and gatherings, or of runs."""
     return _table(
-        ["network", "members", "what", "predicted", "measured", "predicted / measured"],
+        ["where", "members", "what", "predicted", "measured", "predicted / measured"],
         [
             [one["network"], str(one["members"]), one["step"], _digits(one["predicted"]),
              _digits(one["measured"]), f"{one['predicted'] / one['measured']:.2f}"]
-            for one in checks
+            for one in checks if one["step"].endswith(" ms") == single
         ],
     )  # fmt: skip
 

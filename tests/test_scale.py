@@ -125,10 +125,10 @@ def test_alone_nothing_is_sent(model):
 def test_dollars_and_memory(model):
     parts = found(model, tiny(model), machine(model), 2, start=100.0)
     assert model.dollars(parts, machine(model), 2) == pytest.approx(2.0)
-    some = rates(model, base=7.0, user_tables=3.0, item_bytes=5.0, pair_bytes=2.0)
-    # 50 users of two domains and 4 numbers; two lanes and what they are merged into; 1,000 pairs
+    some = rates(model, base=7.0, user_tables=3.0, item_tables=5.0, pair_bytes=2.0)
+    # 50 users of two domains and 4 numbers; 30 items; two lanes and what was merged; 1,000 pairs
     held = model.memory(tiny(model), 2, 2, some)
-    assert held == 7 + 3 * 50 * 2 * 4 * 4 + 5 * 20 * 4 * 3 + 2 * 1000
+    assert held == 7 + 3 * 50 * 2 * 4 * 4 + 5 * 30 * 4 * 4 + 3 * 20 * 4 * 4 + 2 * 1000
     at = machine(model, memory=held / 0.9)
     assert model.members_needed(tiny(model), at, some) == 2
     assert model.members_needed(tiny(model), machine(model, memory=8.0), some) is None
