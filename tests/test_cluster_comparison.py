@@ -163,8 +163,8 @@ def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
             left = ray._private.state.available_resources_per_node().get(doomed.node_id, {})
             busy += left.get("CPU", 0.0) == 0.0
             time.sleep(0.2)
-        nodes.remove_node(doomed, allow_graceful=False)
         under_way.extend((tmp_path / "there" / "checkpoints").rglob("try-*"))
+        nodes.remove_node(doomed, allow_graceful=False)
 
     with on_cluster(nodes.address, tmp_path / "there") as workers:
         assert len(workers.cluster.nodes) == 3
