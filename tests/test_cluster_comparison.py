@@ -155,15 +155,16 @@ def test_a_model_that_fails_there_is_named_as_here(nodes, small, tmp_path):
 def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
     config, folder, here = slow
     doomed = add_node(nodes)
-    under_way = []
+    under_way, over = [], threading.Event()
 
     def kill():
-        busy = 0
-        while busy < 3:  # not at once, so that there is something to go on from
+        # not at once, so that there is something to go on from
+        while not over.wait(0.05):
             left = ray._private.state.available_resources_per_node().get(doomed.node_id, {})
-            busy += left.get("CPU", 0.0) == 0.0
-            time.sleep(0.2)
-        under_way.extend((tmp_path / "there" / "checkpoints").rglob("try-*"))
+            tries = list((tmp_path / "there" / "checkpoints").rglob("try-*"))
+            if tries and left.get("CPU", 0.0) == 0.0:
+                under_way.extend(tries)
+                break
         nodes.remove_node(doomed, allow_graceful=False)
 
     with on_cluster(nodes.address, tmp_path / "there") as workers:
@@ -171,6 +172,7 @@ def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
         killer = threading.Thread(target=kill)
         killer.start()
         command.run(config, folder, tmp_path / "there", **SLOWLY, workers=workers)
+        over.set()
         killer.join()
     assert under_way
     check_same(here, tmp_path / "there")
