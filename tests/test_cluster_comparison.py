@@ -10,10 +10,10 @@ import time
 from collections import Counter
 
 import numpy as np
-import polars as pl
 import pytest
 import ray
 from clusters import add_node, cluster
+from planted_files import write_comparison
 
 from musketeers import config as configuration
 from musketeers.cli import app
@@ -26,12 +26,10 @@ from musketeers.comparison import command, jobs
 from musketeers.comparison import study as study_module
 from musketeers.comparison.study import compare_models
 from musketeers.comparison.workers import Processes
-from musketeers.data.synthetic import planted
 from musketeers.errors import ClusterError, ConfigError, DivergedError
 from musketeers.models import tuning
 from musketeers.models.registry import MODELS
 from musketeers.runs import fit_run
-from musketeers.seeding import Seed
 
 pytestmark = pytest.mark.ray
 
@@ -52,25 +50,7 @@ def joined(nodes, tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Settings of two planted domains, in a folder with their files."""
-    folder = tmp_path_factory.mktemp("data")
-    made = planted(("tv", "film"), Seed(0), n_users=80, n_items=40, dim=3)
-    for name, part in made.splits.items():
-        pairs = [
-            (user, item)
-            for table in (part.train, part.valid, part.test)
-            for user in range(table.n_users)
-            for item in table.of(user).tolist()
-        ]
-        frame = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row")
-        frame.write_parquet(folder / f"{name}.parquet")
-    settings = {
-        "dim": 6,
-        "data": {"domains": {"tv": "tv.parquet", "film": "film.parquet"}},
-        "pretrain": {"max_epochs": 3, "tries": 1, "regularization": 0.05},
-        "cat": {"max_epochs": 2},
-        "art": {"max_epochs": 2},
-    }
-    config = configuration.parse(settings, "test")
+    config, folder = write_comparison(tmp_path_factory.mktemp("data"))
     (folder / "settings.toml").write_text(configuration.dump(config))
     return config, folder
 

@@ -1,6 +1,5 @@
 """A fit whose domains learn on a Ray cluster: the same files as here, whatever is lost."""
 
-import hashlib
 import json
 import logging
 import signal
@@ -13,10 +12,12 @@ import numpy as np
 import pytest
 import ray
 from clusters import add_node, cluster
+from planted_files import write_run
+from test_resume import digests
 
 import musketeers
 from musketeers import config as configuration
-from musketeers.cluster import executor
+from musketeers.cluster import tasks
 from musketeers.cluster.board import News, View
 from musketeers.cluster.executor import RayExecutor
 from musketeers.cluster.parcels import SMALL, Shelf, unpack
@@ -83,12 +84,7 @@ fit_run(
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder with two domains and the settings."""
-    folder = tmp_path_factory.mktemp("cluster")
-    data = planted(("tv", "film"), Seed(0), n_users=100, n_items=40, known=0.8, common=0.9)
-    for name, frame in frames(data.domains).items():
-        frame.write_parquet(folder / f"{name}.parquet")
-    (folder / "run.toml").write_text(SETTINGS)
-    return folder
+    return write_run(tmp_path_factory.mktemp("cluster"), SETTINGS, n_users=100)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +108,6 @@ def nodes():
 def run(base, out, **options):
     config = configuration.load(base / "run.toml")
     return fit_run(config, base, out, **{"threads": 1, **options})
-
-
-def digests(out):
-    """Every file whose content is decided by settings and data alone."""
-    files = [*out.rglob("*.safetensors"), *out.rglob("*.parquet"), out / "metrics.json"]
-    return {str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 class Watching(Quiet):
@@ -282,8 +272,8 @@ def test_arrays_are_sent_once_as_long_as_they_live(nodes):
 def test_a_cluster_that_loses_all_its_nodes_is_not_waited_for_forever(
     base, nodes, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(executor, "UNFIT", 1.0)
-    monkeypatch.setattr(executor, "LOOK", 0.5)
+    monkeypatch.setattr(tasks, "UNFIT", 1.0)
+    monkeypatch.setattr(tasks, "LOOK", 0.5)
 
     def kill():
         for node in list(nodes.worker_nodes):

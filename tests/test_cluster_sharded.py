@@ -13,6 +13,7 @@ import pytest
 import ray
 import scipy.stats
 from clusters import add_node, cluster
+from planted_files import write_run
 from test_cli import call
 from test_resume import digests
 
@@ -22,7 +23,6 @@ from musketeers.cluster.whole import Whole
 from musketeers.data import readers
 from musketeers.data.shards import shard_of
 from musketeers.data.splits import split
-from musketeers.data.synthetic import frames, planted
 from musketeers.errors import ClusterError, ConfigError, DataError, RunError
 from musketeers.run_files import open_run
 from musketeers.run_folder import RunFolder
@@ -57,12 +57,7 @@ max_epochs = 4
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder with two domains and the settings."""
-    folder = tmp_path_factory.mktemp("sharded")
-    data = planted(("tv", "film"), Seed(0), n_users=300, n_items=40, known=0.8, common=0.9)
-    for name, frame in frames(data.domains).items():
-        frame.write_parquet(folder / f"{name}.parquet")
-    (folder / "run.toml").write_text(SETTINGS)
-    return folder
+    return write_run(tmp_path_factory.mktemp("sharded"), SETTINGS, n_users=300)
 
 
 @pytest.fixture(scope="module")

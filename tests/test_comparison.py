@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted_files import write_comparison
 from scipy.stats import ttest_1samp
 
 from musketeers import config as configuration
@@ -512,25 +513,7 @@ def test_the_files_hold_every_number(tmp_path):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Settings of two planted domains, in a folder with their files."""
-    folder = tmp_path_factory.mktemp("data")
-    made = planted(("tv", "film"), Seed(0), n_users=80, n_items=40, dim=3)
-    for name, part in made.splits.items():
-        pairs = [
-            (user, item)
-            for table in (part.train, part.valid, part.test)
-            for user in range(table.n_users)
-            for item in table.of(user).tolist()
-        ]
-        frame = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row")
-        frame.write_parquet(folder / f"{name}.parquet")
-    settings = {
-        "dim": 6,
-        "data": {"domains": {"tv": "tv.parquet", "film": "film.parquet"}},
-        "pretrain": {"max_epochs": 3, "tries": 1, "regularization": 0.05},
-        "cat": {"max_epochs": 2},
-        "art": {"max_epochs": 2},
-    }
-    return configuration.parse(settings, "test"), folder
+    return write_comparison(tmp_path_factory.mktemp("data"))
 
 
 def contents(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted_files import write_run
 
 from musketeers import artifacts
 from musketeers import config as configuration
@@ -79,12 +80,7 @@ print("done", flush=True)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder with two domains and the settings."""
-    folder = tmp_path_factory.mktemp("resume")
-    data = planted(("tv", "film"), Seed(0), n_users=100, n_items=40, known=0.8, common=0.9)
-    for name, frame in frames(data.domains).items():
-        frame.write_parquet(folder / f"{name}.parquet")
-    (folder / "run.toml").write_text(SETTINGS)
-    return folder
+    return write_run(tmp_path_factory.mktemp("resume"), SETTINGS, n_users=100)
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,11 @@ def total(number: float) -> float:
     return float(summed[0])
 
 
+def meet() -> None:
+    """Go on when every member has come here."""
+    total(0)
+
+
 def of_all(
     rows: Shaped[np.ndarray, "one ..."], members: Group | None = None
 ) -> Shaped[np.ndarray, "all ..."]:

@@ -25,7 +25,7 @@ import numpy as np
 from musketeers import artifacts, memory
 from musketeers.costs import Cost, metered
 from musketeers.errors import ArtifactError, RunError
-from musketeers.group import of_all, total
+from musketeers.group import meet, of_all
 
 FORMAT = 1
 """Raised by one whenever an older reader would misread a newer run folder."""
@@ -92,7 +92,7 @@ class FolderCheckpoint:
         # no waiting for the disk: after a power cut the checksums tell a torn one
         artifacts.save(place, "checkpoint", tensors, about, durable=False)
         # while any member's new one is not there, all may need the old
-        total(0)
+        meet()
         for state in old:
             _remove(self.folder / state)
 

@@ -28,7 +28,7 @@ from musketeers.errors import ConfigError
 from musketeers.evaluation.evaluate import PerUser, evaluate
 from musketeers.evaluation.sampled import measure
 from musketeers.execution import HERE, Executor, Jobs, Renamed, Watched, Work, Workers
-from musketeers.group import group, total
+from musketeers.group import group, meet, total
 from musketeers.heads.blend import with_history
 from musketeers.memory import available, peak
 from musketeers.models import registry
@@ -250,7 +250,7 @@ def _make(
     report = render(replace(result, manifest=run.manifest()))
     artifacts.write_text(run.path / "report.html", report)
     # whoever has finished needs no other member (`group`) any more
-    total(0)
+    meet()
     run.finish()
 
 

@@ -1,7 +1,6 @@
 """The jobs of a run as tasks of a Ray cluster: whole domains, each on one node at a time."""
 
 import copy
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from musketeers.cluster.board import Board, News, View, open_board
 from musketeers.cluster.connection import Cluster, Needs, connected
 from musketeers.cluster.parcels import Shelf, unpack
-from musketeers.cluster.tasks import LOSSES, UNFIT, spread
+from musketeers.cluster.tasks import LOSSES, Patience, spread
 from musketeers.costs import Cost, metered
 from musketeers.data.domains import Split
 from musketeers.device import computing_on, gpu
@@ -26,8 +25,6 @@ from musketeers.execution import Keeper, Made, Watched, Work
 from musketeers.models.needs import Size, one_domain
 from musketeers.parallel import libraries_on_one_thread
 
-LOOK = 5.0
-"""Seconds between two looks at which nodes there are."""
 _POLL = 0.1
 
 
@@ -97,7 +94,7 @@ class RayWorkers:
                 folder = keeper.place(stage, name)
                 task = self._start(work[name], job, folder and folder.resolve(), needs[job])
                 tasks[task] = job
-            for job, found, cost in self._ended(tasks, view, _Patience(self.cluster, needs)):
+            for job, found, cost in self._ended(tasks, view, Patience(self.cluster, needs)):
                 made[domains[job]] = found
                 keeper.spent(stage, domains[job], cost)
         except RayTaskError as error:
@@ -118,7 +115,7 @@ class RayWorkers:
         return spread(name, needs, self.cluster, self.shelf.pack(do))
 
     def _ended(
-        self, tasks: dict[Any, str], view: View, patience: "_Patience"
+        self, tasks: dict[Any, str], view: View, patience: Patience
     ) -> Generator[tuple[str, Any, Cost]]:
         """What each job makes and what it took, when it ends; those that go on stay in `tasks`."""
         while tasks:
@@ -168,33 +165,6 @@ def _do(
         made = work(watched)
     ray.get(told)
     return made, cost
-
-
-@dataclass(slots=True)
-class _Patience:
-    """Whether the nodes that are left can do what is left to do, looked at now and then."""
-
-    cluster: Cluster
-    needs: Mapping[str, Needs]
-    looked: float = field(default_factory=time.monotonic)
-    fit: float = field(default_factory=time.monotonic)
-    """When they could last."""
-
-    def look(self, jobs: Iterable[str]) -> None:
-        """Raise `ClusterError` if they could not for too long."""
-        now = time.monotonic()
-        if now - self.looked < LOOK:
-            return
-        self.looked = now
-        try:
-            left = self.cluster.now()
-            for job in jobs:
-                left.check(job, self.needs[job])
-        except ClusterError:
-            if now - self.fit > UNFIT:
-                raise
-        else:
-            self.fit = now
 
 
 def _ours(error: RayTaskError, stage: str) -> MusketeersError:

@@ -5,8 +5,8 @@ there, so whoever waits here looks at the nodes now and then.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
@@ -24,7 +24,36 @@ LOSSES = 5
 """Workers that a task may lose; what goes wrong so often is not the machines' fault."""
 UNFIT = 60.0
 """Seconds in which nodes that a task needs may come back."""
-_LOOK = 2.0
+LOOK = 2.0
+"""Seconds between two looks at which nodes there are."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """Whether the nodes that are left can do what is left to do, looked at now and then."""
+
+    cluster: Cluster
+    needs: Mapping[str, Needs]
+    """Of each task by its name."""
+    looked: float = field(default_factory=time.monotonic)
+    fit: float = field(default_factory=time.monotonic)
+    """When they could last."""
+
+    def look(self, names: Iterable[str]) -> None:
+        """Raise `ClusterError` if for too long they could not do the tasks of these names."""
+        now = time.monotonic()
+        if now - self.looked < LOOK:
+            return
+        self.looked = now
+        try:
+            left = self.cluster.now()
+            for name in names:
+                left.check(name, self.needs[name])
+        except ClusterError:
+            if now - self.fit > UNFIT:
+                raise
+        else:
+            self.fit = now
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,17 +87,11 @@ class Task:
         crash on it), but ends with the connection.
         """
         try:
-            fit = time.monotonic()
-            while not ray.wait([self.answer], timeout=_LOOK)[0]:
+            patience = Patience(self.cluster, {self.name: self.needs})
+            while not ray.wait([self.answer], timeout=LOOK)[0]:
                 if stopped.is_set():
                     raise ClusterError(f"{self.name} was stopped")
-                try:
-                    self.cluster.now().check(self.name, self.needs)
-                except ClusterError:
-                    if time.monotonic() - fit > UNFIT:
-                        raise
-                else:
-                    fit = time.monotonic()
+                patience.look([self.name])
             return ray.get(self.answer)
         except RayTaskError as error:
             raise getattr(error, "cause", None) or error from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from musketeers.errors import ArtifactError
 from musketeers.evaluation.compare import Cell, Difference, Sums, compared
-from musketeers.evaluation.evaluate import Means
+from musketeers.evaluation.evaluate import Means, json_means
 
 FILE = "metrics.json"
 
@@ -62,10 +62,7 @@ class Whole:
         for (name, metric), one in self.differences.items():
             differences.setdefault(name, {})[metric] = _plain(asdict(one))
         content: dict[str, Any] = {"format": 1, "split": "test", "shards": self.n_shards}
-        content["models"] = {
-            model: {name: _plain(means) for name, means in by_domain.items()}
-            for model, by_domain in self.means.items()
-        }
+        content["models"] = json_means(self.means)
         if self.chosen:
             content["chosen"] = dict(self.chosen)
         return json.dumps(content | {"differences": differences}, indent=2) + "\n"

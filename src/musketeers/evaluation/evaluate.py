@@ -53,6 +53,17 @@ def means_of(metrics: Mapping[str, Mapping[str, PerUser]]) -> Means:
     }
 
 
+def json_means(means: Means) -> dict[str, dict[str, dict[str, int | float | None]]]:
+    """The means as JSON takes them, which knows no NaN: None in its place."""
+    return {
+        model: {
+            name: {metric: None if math.isnan(mean) else mean for metric, mean in one.items()}
+            for name, one in by_domain.items()
+        }
+        for model, by_domain in means.items()
+    }
+
+
 def evaluate(
     scorer: Scorer,
     test: Interactions,
@@ -117,13 +128,17 @@ def metrics_json(
     `chosen` says which model each domain is served by, where there was a choice; `cold` has the
     results of cold users, `update` those before and after one.
     """
-    content: dict[str, object] = {"format": 1, "split": split, "models": _json_models(results)}
+    content: dict[str, object] = {
+        "format": 1,
+        "split": split,
+        "models": json_means(means_of(results)),
+    }
     if chosen:
         content["chosen"] = dict(chosen)
     if cold:
-        content["cold"] = _json_models(cold)
+        content["cold"] = json_means(means_of(cold))
     if update:
-        content["update"] = _json_models(update)
+        content["update"] = json_means(means_of(update))
     return content
 
 
@@ -168,14 +183,3 @@ def check_tables(held_out: Interactions, seen: Interactions) -> None:
 
 def _mean(values: Float64[np.ndarray, " user"]) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def _json_models(results: Mapping[str, Mapping[str, PerUser]]) -> dict[str, object]:
-    return {
-        model: {domain: _json_means(result) for domain, result in domains.items()}
-        for model, domains in results.items()
-    }
-
-
-def _json_means(result: PerUser) -> dict[str, int | float | None]:
-    return {name: None if math.isnan(mean) else mean for name, mean in result.means().items()}
