@@ -32,6 +32,9 @@ class Member:
     def gathered(self, array):
         return self._all(array)
 
+    def exchanged(self, arrays):
+        return [one[self.place] for one in self._all(list(arrays))]
+
     def _all(self, mine):
         self.table[self.place] = mine
         self.barrier.wait(PATIENCE)

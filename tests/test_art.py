@@ -241,7 +241,7 @@ def test_a_step_learns_what_its_parts_say():
     learnt, slope = network.learn(
         weights, everybody_of(everybody), rows, seen, *given, alone, mean, length, strengths,
         np.zeros(3, np.bool_), pairs.indptr, pairs.items, items, np.full(2, 1.0),
-        np.zeros(2, np.bool_), 0.1, 0.0, 1, np.uint64(1),
+        np.zeros(2, np.bool_), None, 0.1, 0.0, 1, np.uint64(1),
     )  # fmt: skip
     assert learnt == pytest.approx(loss(weights)[0], rel=1e-6)
     np.testing.assert_array_equal(items, before)
@@ -561,7 +561,7 @@ alone, items, seen = some(n, dim), some(n_items, dim), rng.random(n) < 0.9
 loss, slopes = network.learn(
     weights, everybody, rng.permutation(n), seen, 0.125, np.ones((n, 2), np.float32), alone,
     alone.mean(0), np.float32(0.7), np.full(n, 0.01, np.float32), seen, pairs.indptr, pairs.items,
-    items, np.full(n_items, 0.1, np.float32), np.zeros(n_items, np.bool_), np.float32(0.1),
+    items, np.full(n_items, 0.1, np.float32), np.zeros(n_items, np.bool_), None, np.float32(0.1),
     np.float32(0.01), 4, np.uint64(5))
 print(loss, hashlib.sha256(b"".join(a.tobytes() for a in (items, *slopes))).hexdigest())
 """

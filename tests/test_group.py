@@ -193,9 +193,9 @@ def test_items_learn_from_all_members_and_are_the_same_for_all():
     def work(place):
         lanes = ItemLanes(start, np.ones(5, np.float32), n_lanes=1)
 
-        def learn(part, items, squares, touched):
-            items[place] += place + 1
-            squares[place] += 1
+        def learn(part, rows):
+            rows.items[place] += place + 1
+            rows.squares[place] += 1
 
         for _ in range(2):
             lanes.run(np.ones(1, np.int64), learn)

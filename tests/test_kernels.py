@@ -73,7 +73,7 @@ def train_users(train, users, items, *, order=None, rate=0.1, strength=0.05, can
     touched = np.zeros(len(items), np.bool_)
     loss = kernels.train_users(
         np.arange(len(users)) if order is None else order, train.indptr, train.items,
-        users, user_squares, items, item_squares, touched,
+        users, user_squares, items, item_squares, touched, None,
         np.float32(rate), np.float32(strength), candidates, np.uint64(key),
     )  # fmt: skip
     return users, user_squares, items, item_squares, touched, loss
@@ -88,7 +88,7 @@ def train_items(train, vectors, items, *, order=None, rate=0.0, strength=0.05, c
     learns = np.full(len(vectors), rate > 0)
     loss = kernels.train_items(
         np.arange(len(vectors)) if order is None else order, learns, vectors, gradients,
-        train.indptr, train.items, items, squares, touched,
+        train.indptr, train.items, items, squares, touched, None,
         np.float32(rate), np.float32(strength), candidates, np.uint64(key),
     )  # fmt: skip
     return gradients, items, squares, touched, loss
@@ -343,11 +343,11 @@ def test_lanes_add_up_what_each_changed():
     changes = rng.integers(-5, 5, (3, 7, 3)) * (rng.random((3, 7, 1)) < 0.5)
     growth = rng.integers(0, 5, (3, 7)) * changes.any(axis=2)
 
-    def job(part, items, squares, touched):
+    def job(part, rows):
         lane = part.start
-        items += changes[lane].astype(np.float32)
-        squares += growth[lane].astype(np.float32)
-        touched |= changes[lane].any(axis=1)
+        rows.items[:] += changes[lane].astype(np.float32)
+        rows.squares[:] += growth[lane].astype(np.float32)
+        rows.touched[:] |= changes[lane].any(axis=1)
         return float(lane)
 
     for passes in (1, 2):  # the second starts from the merged values in every lane
@@ -362,7 +362,7 @@ def test_restored_lanes_all_start_from_the_saved_values():
     saved = np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.float32)
     lanes.restore(*saved)
     seen = []
-    lanes.run(np.ones(2, np.int64), lambda part, items, *_: seen.append(items.copy()) or 0.0)
+    lanes.run(np.ones(2, np.int64), lambda part, rows: seen.append(rows.items.copy()) or 0.0)
     np.testing.assert_array_equal(seen, [saved[0]] * 2)
     np.testing.assert_array_equal(lanes.items, saved[0])
     assert not np.shares_memory(lanes.items, saved[0])

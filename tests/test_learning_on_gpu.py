@@ -217,7 +217,7 @@ def test_a_long_history_is_learned_from_over_several_turns(on_gpu, monkeypatch):
     monkeypatch.setattr("musketeers.pretrain.on_gpu.SHARE", 3)
     some = Some(n_users=9, share=0.3)
     one, other = (Catalogue(some.train, Seed(n)) for n in range(2))
-    tables = Tables([one, other], Seed(0), dim=6, length=0.1, n_lanes=1)
+    tables = Tables([one, other], Seed(0), PretrainConfig(), dim=6, n_lanes=1)
     begun = []
     train_users = ItemsOnGpu.train_users
 

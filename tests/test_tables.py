@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from musketeers.config import PretrainConfig
 from musketeers.data.interactions import Interactions
 from musketeers.pretrain.tables import MERGES, Catalogue, Tables
 from musketeers.seeding import Seed
@@ -19,14 +20,14 @@ def random_pairs(seed, *, n_users=60, n_items=9, n_pairs=200):
 def made(*trains, seed=0, n_lanes=1):
     root = Seed(seed)
     catalogues = [Catalogue(train, root.child(str(n))) for n, train in enumerate(trains)]
-    return Tables(catalogues, root, dim=3, length=0.1, n_lanes=n_lanes)
+    return Tables(catalogues, root, PretrainConfig(), dim=3, n_lanes=n_lanes)
 
 
 def turns_of(tables, number=1):
     """(catalogue, users) of every turn of an epoch, in order, and its mean loss."""
     seen = []
 
-    def learn(turn, part, items, squares, touched):
+    def learn(turn, part, rows):
         seen.append((turn.catalogue, turn.users[part].tolist(), int(turn.key)))
         return 2.0
 

@@ -35,6 +35,7 @@ DRAFT_PREFIX = ".saving-"
 
 _MANIFEST_LIMIT = 1 << 20
 _PART = 1 << 18
+_ROWS = 1 << 16
 _NO_ROOM = {
     errno.ENOSPC: "disk is full",
     errno.EDQUOT: "disk quota is used up",
@@ -127,21 +128,17 @@ def load(folder: Path, kind: str) -> Artifact:
     `ArtifactError` for a missing, incomplete, altered or foreign folder, for one written
     by another format, and for arrays with NaN or infinity.
     """
-    try:
-        manifest = _read_manifest(folder, kind)
-        _check_listing(folder, manifest)
-        contents = {
-            name: _checked(folder / name, listed) for name, listed in manifest.files.items()
-        }
-    except OSError as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from None
+    about, contents = _read_folder(folder, kind)
     tensors = _parsed(folder / TENSORS, contents.pop(TENSORS))
-    files = {name: bytes(data) for name, data in contents.items()}
     for name, array in tensors.items():
         check_tensor(folder / TENSORS, name, array)
-    return Artifact(tensors, manifest.about, files)
+    return Artifact(tensors, about, {name: bytes(data) for name, data in contents.items()})
+
+
+def load_without_tensors(folder: Path, kind: str) -> Artifact:
+    """As `load`, but for the arrays, which may be large and are not looked at."""
+    about, contents = _read_folder(folder, kind, leave_out=TENSORS)
+    return Artifact({}, about, {name: bytes(data) for name, data in contents.items()})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -308,6 +305,25 @@ def _check_format(path: Path, raw: Any) -> None:
         )
 
 
+def _read_folder(
+    folder: Path, kind: str, *, leave_out: str | None = None
+) -> tuple[dict[str, Any], dict[str, memoryview]]:
+    """What the folder is, and its files but for one."""
+    try:
+        manifest = _read_manifest(folder, kind)
+        _check_listing(folder, manifest)
+        contents = {
+            name: _checked(folder / name, listed)
+            for name, listed in manifest.files.items()
+            if name != leave_out
+        }
+    except OSError as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from None
+    return manifest.about, contents
+
+
 def _check_listing(folder: Path, manifest: _Manifest) -> None:
     """Refuse names that lead elsewhere and files that nobody vouches for."""
     for name in manifest.files:
@@ -373,13 +389,24 @@ def check_tensor(path: Path | str, name: str, array: np.ndarray) -> None:
             f"{path}: tensor {name!r} has type {array.dtype}; save booleans, integers or "
             "floats of at most 64 bits"
         )
-    if array.dtype.kind == "f" and not (fine := np.isfinite(array)).all():
-        place = np.argwhere(~fine)[0]
+    if array.dtype.kind == "f" and (odd := _not_finite(array)) is not None:
+        place = odd
         row = f" in row {place[0]}" if len(place) else ""
         raise ArtifactError(
             f"{path}: tensor {name!r} holds {array[tuple(place)]}{row}; only finite numbers "
             "are allowed, train again with a smaller learning rate"
         )
+
+
+def _not_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    """Where the first number is that is not; looked for in parts, since the table may be large."""
+    rows = array.reshape(-1, *array.shape[1:]) if array.ndim else array.reshape(1)
+    for start in range(0, len(rows), _ROWS):
+        found = np.argwhere(~np.isfinite(rows[start : start + _ROWS]))
+        if len(found):
+            place = (start + int(found[0][0]), *found[0][1:].tolist())
+            return place[: array.ndim]
+    return None
 
 
 def _is_plain(name: str) -> bool:

@@ -5,7 +5,7 @@ they have.  Like the device, that belongs to the machines and not to the method,
 around a run and not handed through it.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -43,6 +43,15 @@ class Group(Protocol):
         """Every member's array, in their order; they may differ in their first axis alone."""
         ...
 
+    def exchanged(
+        self, arrays: Sequence[Shaped[np.ndarray, "..."]]
+    ) -> list[Shaped[np.ndarray, "..."]]:
+        """What each member has for this one, in their order; ``arrays[n]`` is for the n-th.
+
+        They may differ in their first axis alone.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Alone:
@@ -57,6 +66,12 @@ class Alone:
     def gathered(self, array: Shaped[np.ndarray, "..."]) -> list[Shaped[np.ndarray, "..."]]:
         """See `Group.gathered`."""
         return [array]
+
+    def exchanged(
+        self, arrays: Sequence[Shaped[np.ndarray, "..."]]
+    ) -> list[Shaped[np.ndarray, "..."]]:
+        """See `Group.exchanged`."""
+        return list(arrays)
 
 
 _ALONE = Alone()

@@ -27,6 +27,9 @@ out again."""
 BOUNDED_FROM = 256
 """So many users at once are worth sorting and rounding the items for (docs/decisions/0027)."""
 
+ITEMS_AT_A_TIME = 1 << 18
+"""Of a table on the disk, which are ranked before others are read."""
+
 _BLOCK = 128
 _GROUPS_PER_ITEM = 4
 _HALF_ULP = 2.0**-24
@@ -141,6 +144,8 @@ def top_k(
     and scores that are not finite.
     """
     _check(scorer, users, k=k, seen=seen)
+    if isinstance(scorer, Factors) and isinstance(scorer.items, np.memmap):
+        return _one_range_after_the_other(scorer, users, k=k, seen=seen, n_threads=n_threads)
     margins = 2 * check_finite(scorer, users)
     skip = seen or _nothing(users, n_items=scorer.n_items)
     ranking = Ranking(
@@ -168,6 +173,32 @@ def top_k(
 
     each(rank, n_tiles, n_threads=n_threads)
     return ranking
+
+
+def _one_range_after_the_other(
+    factors: Factors,
+    users: Int[np.ndarray, " user"],
+    *,
+    k: int,
+    seen: Interactions | None,
+    n_threads: int,
+) -> Ranking:
+    """As `top_k`, of items on the disk: memory holds some of them and the best so far."""
+    shape = (len(users), k)
+    best = Ranking(np.full(shape, -1, np.int32), np.full(shape, np.nan))
+    for start in range(0, factors.n_items, ITEMS_AT_A_TIME):
+        some = np.asarray(factors.items[start : start + ITEMS_AT_A_TIME])
+        found = top_k(
+            Factors(factors.users, some), users,
+            k=k, seen=seen.within(start, start + len(some)) if seen else None, n_threads=n_threads,
+        )  # fmt: skip
+        items = np.where(found.items < 0, -1, found.items + np.int32(start))
+        scores = np.hstack([best.scores, found.scores])
+        # of equal scores those of the range before come first, and nothing (NaN) is last
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best.items[:] = np.take_along_axis(np.hstack([best.items, items]), order, axis=1)
+        best.scores[:] = np.take_along_axis(scores, order, axis=1)
+    return best
 
 
 def _catalogue(factors: Factors, *, n_users: int) -> inner_products.Catalogue | None:

@@ -365,6 +365,14 @@ def _count(name: str, value: object) -> int:
     return int(value)
 
 
+def described(path: Path | str) -> tuple[Mapping[str, Any], Vocabulary]:
+    """A saved recommender's `about` and users, without its vectors; raises as `load` does."""
+    folder = Path(path)
+    found = artifacts.load_without_tensors(folder, KIND)
+    _, about = _described(folder, found)
+    return about, _vocabulary(folder, found, _USERS_FILE)
+
+
 def asked(user_ids: object, users: Vocabulary) -> pl.Series:
     """The ids as one column of a kind that could be found among `users`."""
     try:

@@ -163,8 +163,12 @@ class RunResult:
 
     def sums(self) -> dict[Cell, Sums]:
         """What `differences` asks of this run's users; empty likewise."""
-        if len(self.metrics) < 2:
-            return {}
-        serves = self.recommender.about["model"]
-        served = {domain: self.metrics[model][domain] for domain, model in serves.items()}
-        return summed(served, self.metrics["smf"])
+        return sums_of(self.metrics, self.recommender.about["model"])
+
+
+def sums_of(metrics: Metrics, serves: Mapping[str, str]) -> dict[Cell, Sums]:
+    """What `RunResult.differences` asks of the users; `serves` is the model of each domain."""
+    if len(metrics) < 2:
+        return {}
+    served = {domain: metrics[model][domain] for domain, model in serves.items()}
+    return summed(served, metrics["smf"])

@@ -39,6 +39,7 @@ from musketeers.data.drift import Reference
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.vocabulary import Vocabulary
 from musketeers.errors import ArtifactError
+from musketeers.evaluation.compare import Cell, Sums
 from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import Candidate
@@ -47,8 +48,8 @@ from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
-from musketeers.recommender import Recommender
-from musketeers.results import Learning, Metrics, RunResult
+from musketeers.recommender import Recommender, described
+from musketeers.results import Learning, Metrics, RunResult, sums_of
 from musketeers.run_folder import RunFolder
 from musketeers.scorers import Trained
 from musketeers.training import History
@@ -115,6 +116,13 @@ def open_run(path: Path | str, recommender: Recommender | None = None) -> RunRes
             if (path / "references" / name).exists()
         },
     )
+
+
+def sums_read(path: Path) -> dict[Cell, Sums]:
+    """A finished run's `RunResult.sums`, without its vectors, which may be large."""
+    RunFolder.open(path)
+    about, users = described(path / "model")
+    return sums_of(_load_metrics(path / "metrics.parquet", users), about["model"])
 
 
 def scorers_of(found: RunResult, model: str) -> dict[str, Trained]:

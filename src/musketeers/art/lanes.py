@@ -12,34 +12,45 @@ from musketeers.art.inputs import Batch, Inputs, Lesson
 from musketeers.art.model import AttentionTransfer
 from musketeers.art.network import Weights
 from musketeers.group import total
-from musketeers.pretrain.lanes import ItemLanes
+from musketeers.pretrain.lanes import Rows
+from musketeers.pretrain.sharded import ItemTable
 
 
 class Lanes:
     """See `train.Computer`."""
 
     def __init__(
-        self, model: AttentionTransfer, inputs: Inputs, lesson: Lesson, items: ItemLanes
+        self, model: AttentionTransfer, inputs: Inputs, lesson: Lesson, items: ItemTable
     ) -> None:
         self._model, self._inputs, self._lesson, self._items = model, inputs, lesson, items
         self._counts = lesson.train.counts()
 
     def learn(self, batches: Iterable[Batch], key: np.uint64) -> Iterator[float]:
         """See `Computer.learn`."""
-        waiting = 0
+        for block in self._blocks(batches):
+            users = np.concatenate([batch.users for batch in block])
+            self._items.fetch(self._lesson.train, users, key)
+            for batch in block:
+                job = partial(self._learn, self._model.weights(), batch, key)
+                found = self._items.run(self._counts[batch.users], job)
+                losses, slopes = zip(*found, strict=True)
+                for weight, *parts in zip(self._model.parameters(), *slopes, strict=True):
+                    weight.grad = torch.from_numpy(reduce(np.add, parts))
+                modules.add_slopes(self._model)
+                yield sum(losses)
+            self._items.merge()
+
+    def _blocks(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """The batches between one merge and the next."""
+        block, n_pairs = list[Batch](), 0
         for batch in batches:
-            costs = self._counts[batch.users]
-            job = partial(self._learn, self._model.weights(), batch, key)
-            losses, slopes = zip(*self._items.run(costs, job), strict=True)
-            for weight, *parts in zip(self._model.parameters(), *slopes, strict=True):
-                weight.grad = torch.from_numpy(reduce(np.add, parts))
-            modules.add_slopes(self._model)
-            yield sum(losses)
-            waiting += int(total(costs.sum()))
-            if waiting >= self._items.block:
-                self._items.merge()
-                waiting = 0
-        self._items.merge()
+            block.append(batch)
+            n_pairs += int(total(self._counts[batch.users].sum()))
+            if n_pairs >= self._items.block:
+                yield block
+                block, n_pairs = [], 0
+        if block:
+            yield block
 
     def _learn(
         self,
@@ -47,9 +58,7 @@ class Lanes:
         batch: Batch,
         key: np.uint64,
         part: slice,
-        items: np.ndarray,
-        squares: np.ndarray,
-        touched: np.ndarray,
+        rows: Rows,
     ) -> tuple[float, Weights]:
         """One lane's part of a step (`pretrain.lanes.Job`)."""
         users, seen, factors, learns, strengths = (of_each[part] for of_each in batch)
@@ -57,7 +66,7 @@ class Lanes:
         return network.learn(
             weights, inputs.everybody, users, seen, inputs.sharpness, factors,
             inputs.alone, lesson.mean, inputs.length, strengths, learns,
-            lesson.train.indptr, lesson.train.items, items, squares, touched,
+            lesson.train.indptr, lesson.train.items, *rows,
             np.float32(lesson.learning_rate), np.float32(lesson.regularization),
             lesson.n_candidates, key,
         )  # fmt: skip

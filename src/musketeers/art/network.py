@@ -198,6 +198,7 @@ def learn(
     items,
     item_squares,
     touched,
+    places,
     learning_rate,
     regularization,
     n_candidates,
@@ -216,7 +217,7 @@ def learn(
     for u in range(len(users)):
         vectors[u] = added[u] + (alone[users[u]] if seen[u] else mean)
     loss = train_items(
-        users, learns, vectors, slopes, indptr, liked_items, items, item_squares, touched,
+        users, learns, vectors, slopes, indptr, liked_items, items, item_squares, touched, places,
         learning_rate, regularization, n_candidates, key,
     )  # fmt: skip
     for u in range(len(users)):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from musketeers.art.inputs import Batch, Inputs, Lesson
 from musketeers.art.model import AttentionTransfer
-from musketeers.pretrain.lanes import ItemLanes
 from musketeers.pretrain.on_gpu import ItemsOnGpu, placed
+from musketeers.pretrain.sharded import ItemTable
 
 
 class OnGpu:
@@ -20,7 +20,7 @@ class OnGpu:
         model: AttentionTransfer,
         inputs: Inputs,
         lesson: Lesson,
-        items: ItemLanes,
+        items: ItemTable,
         device: torch.device,
     ) -> None:
         self._model, self._lesson, self._device = model, lesson, device

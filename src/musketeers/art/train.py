@@ -21,8 +21,9 @@ from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.group import group, in_steps, mean_of, own, total
 from musketeers.parallel import available_threads
-from musketeers.pretrain.lanes import ItemLanes, lanes_for
+from musketeers.pretrain.lanes import lanes_for
 from musketeers.pretrain.mf import Pretrained
+from musketeers.pretrain.sharded import ItemTable, item_table, rows_held
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
@@ -124,7 +125,7 @@ class Computer(Protocol):
 
 
 def _computer(
-    model: AttentionTransfer, inputs: Inputs, lesson: Lesson, items: ItemLanes
+    model: AttentionTransfer, inputs: Inputs, lesson: Lesson, items: ItemTable
 ) -> Computer:
     """The GPU if there is one to be used, with the model moved there."""
     device = gpu()
@@ -158,7 +159,12 @@ class _Transfer:
         n_sources = len(self._inputs.sources)
         self.model = AttentionTransfer(n_sources, aligned.shape[1], generator=init)
         n_lanes = lanes_for(validation.n_threads)
-        self.lanes = ItemLanes(alone.factors.items, alone.item_squares, n_lanes=n_lanes)
+        how, n_items = config.pretrain, split.train.n_items
+        rows = rows_held(n_items, how.item_tables)
+        self.lanes = item_table(
+            alone.factors.items[rows], alone.item_squares[rows], how.item_tables,
+            n_items=n_items, n_lanes=n_lanes, n_candidates=how.candidates,
+        )  # fmt: skip
         lesson = Lesson(
             split.train,
             mean_of(alone.factors.users[self._trained]),
@@ -189,7 +195,7 @@ class _Transfer:
     def factors(self, *, of: Int[np.ndarray, " row"] | None = None) -> Factors:
         """The model as it is now; see `Inputs.factors`."""
         return self._inputs.factors(
-            self.model.weights(), self.lanes.items, n_threads=self._validation.n_threads, of=of
+            self.model.weights(), self.lanes.table(), n_threads=self._validation.n_threads, of=of
         )
 
     def mean_attention(self) -> dict[str, float]:

@@ -66,11 +66,7 @@ def cmf(
 
     def at(setting: PretrainConfig) -> Factorization:
         start = Tables(
-            catalogues,
-            seed,
-            dim=dim,
-            length=settings.bpr.init_scale,
-            n_lanes=lanes_for(n_threads(validations)),
+            catalogues, seed, setting, dim=dim, n_lanes=lanes_for(n_threads(validations))
         )
         return Factorization(start, value, setting)
 

@@ -20,6 +20,7 @@ from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
 from musketeers.memory import on_cache_lines
 from musketeers.pretrain import kernels
+from musketeers.pretrain.lanes import Rows
 from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import SQUARES_AT_START, Catalogue, Tables, Turn
 from musketeers.ranking import Factors
@@ -67,13 +68,7 @@ def mpf(
     catalogues = [Catalogue(train, seed.child("domain", name)) for name, train in tables.items()]
 
     def at(setting: PretrainConfig) -> _Factorization:
-        start = Tables(
-            catalogues,
-            seed,
-            dim=dim,
-            length=settings.bpr.init_scale,
-            n_lanes=n_threads(validations),
-        )
+        start = Tables(catalogues, seed, setting, dim=dim, n_lanes=n_threads(validations))
         return _Factorization(start, validations, settings, setting, list(tables))
 
     found = search(at, settings.bpr, job)
@@ -107,14 +102,7 @@ class _Factorization:
         """See `Trainable.epoch`."""
         return self.tables.epoch(number, self._learn)
 
-    def _learn(
-        self,
-        turn: Turn,
-        part: slice,
-        items: np.ndarray,
-        squares: np.ndarray,
-        touched: np.ndarray,
-    ) -> float:
+    def _learn(self, turn: Turn, part: slice, rows: Rows) -> float:
         """One lane's work in a turn (`tables.Learn`)."""
         domain = turn.catalogue
         train = self.tables.catalogues[domain].train
@@ -122,7 +110,7 @@ class _Factorization:
             turn.users[part], train.indptr, train.items,
             self.tables.users, self.tables.user_squares,
             self.own[domain], self._own_squares[domain], self._has_own,
-            items, squares, touched, np.float32(self._config.learning_rate),
+            rows.items, rows.squares, rows.touched, np.float32(self._config.learning_rate),
             self._strength, self._own_strengths[domain], self._config.candidates, turn.key,
         )  # fmt: skip
 

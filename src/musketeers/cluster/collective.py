@@ -1,6 +1,6 @@
 """A `group.Group` whose members are processes that torch.distributed has brought together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,19 +49,39 @@ class Collective:
         """See `Group.gathered`."""
         counts = self._all(torch.tensor([len(array)]))
         n_each = [int(count) for count in counts]
-        # gloo knows no booleans, and takes arrays of one length
+        # gloo takes arrays of one length
         padded = np.zeros((max(n_each), *array.shape[1:]), array.dtype)
         padded[: len(array)] = array
-        found = self._all(torch.from_numpy(padded.view(np.uint8).reshape(-1)))
+        found = self._all(_bytes(padded))
         return [
             one.numpy().view(array.dtype).reshape(padded.shape)[:n]
             for one, n in zip(found, n_each, strict=True)
         ]
 
+    def exchanged(
+        self, arrays: Sequence[Shaped[np.ndarray, "..."]]
+    ) -> list[Shaped[np.ndarray, "..."]]:
+        """See `Group.exchanged`."""
+        first, n_mine = arrays[0], np.array([[len(array) for array in arrays]])
+        n_theirs = np.concatenate(self.gathered(n_mine))[:, self.place]
+        found = np.empty((n_theirs.sum(), *first.shape[1:]), first.dtype)
+        n_bytes = first.dtype.itemsize * int(np.prod(first.shape[1:]))
+        _reached(
+            dist.all_to_all_single,
+            _bytes(found), _bytes(np.concatenate(arrays)),
+            (n_bytes * n_theirs).tolist(), (n_bytes * n_mine[0]).tolist(),
+        )  # fmt: skip
+        return np.split(found, np.cumsum(n_theirs)[:-1])
+
     def _all(self, tensor: Tensor) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
         _reached(dist.all_gather, found, tensor)
         return found
+
+
+def _bytes(array: np.ndarray) -> Tensor:
+    """The array's own memory; gloo knows no booleans."""
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
 
 
 def _reached(operation: Callable[..., object], *arguments: object) -> None:

@@ -17,7 +17,7 @@ from musketeers.data.readers import Reading
 from musketeers.data.shards import read_about, read_shard
 from musketeers.evaluation.compare import Cell, Sums
 from musketeers.group import member_of, of_all
-from musketeers.run_files import open_run
+from musketeers.run_files import sums_read
 from musketeers.run_folder import RunFolder
 from musketeers.runs import Data, Watch, fit_data
 
@@ -53,7 +53,7 @@ def work(errand: Errand, place: int, host: str, port: int, watch: Watch) -> Mapp
         after.callback(dist.destroy_process_group)
         after.enter_context(member_of(Collective()))
         _fit(errand, place, watch)
-    return open_run(folder_of(errand.out, place)).sums()
+    return sums_read(folder_of(errand.out, place))
 
 
 def folder_of(out: Path, place: int) -> Path:

@@ -14,7 +14,7 @@ from musketeers.cluster.whole import FILE, Whole
 from musketeers.config import RunConfig
 from musketeers.data.shards import About
 from musketeers.errors import ConfigError, MusketeersError
-from musketeers.models.needs import Size, whole_fit
+from musketeers.models.needs import Size, shard_fit
 from musketeers.progress import is_finished
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.runs import STAGED, Quiet, Watch, models_to_measure
@@ -113,13 +113,14 @@ def _threads(threads: int | None, resumed: Path | None, cluster: Cluster, n_shar
 
 
 def _memory(about: About, config: RunConfig, n_shards: int, *, transfers: bool) -> int:
-    """Bytes that a member takes at least: its share of the largest domain, and all items."""
+    """Bytes that a member takes at least: its share of the largest domain, and its items."""
     domains = about.domains.values()
     size = Size(
-        max(one.users for one in domains) // n_shards,
+        max(one.users for one in domains),
         tuple(one.items for one in domains),
-        sum(one.pairs for one in domains) // n_shards,
+        sum(one.pairs for one in domains),
         config.dim,
         len(about.domains),
     )
-    return whole_fit(size, transfers=transfers)
+    sharded = config.pretrain.item_tables == "sharded"
+    return shard_fit(size, n_shards, transfers=transfers, sharded_items=sharded)

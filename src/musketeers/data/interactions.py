@@ -113,6 +113,12 @@ class Interactions:
         indptr = csr.marked(self.indptr, keep)
         return Interactions.from_csr(indptr, self.items[keep], n_items=self.n_items)
 
+    def within(self, start: int, stop: int) -> "Interactions":
+        """The pairs of the items start..stop - 1, which count from 0 there."""
+        keep = (self.items >= start) & (self.items < stop)
+        items = self.items[keep] - np.int32(start)
+        return Interactions.from_csr(csr.marked(self.indptr, keep), items, n_items=stop - start)
+
     def of_each(self, users: Int64[np.ndarray, " asked"]) -> "Interactions":
         """A table with a row for each of the asked users, in this order; empty for -1."""
         indptr, items = csr.gathered(self.indptr, self.items, users)

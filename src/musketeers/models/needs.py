@@ -126,6 +126,21 @@ def whole_fit(size: Size, *, transfers: bool) -> int:
     return 2 * TILE_BYTES + _tables(size, n_tables, 6) + 6 * size.n_pairs
 
 
+def shard_fit(size: Size, n_shards: int, *, transfers: bool, sharded_items: bool) -> int:
+    """`whole_fit` of a member with one of so many shards of the users.
+
+    If items are in shards too, it has its own, as many that it has fetched, and a few numbers for
+    each; the others are on the disk.
+    """
+    users, pairs = size.n_users // n_shards, size.n_pairs // n_shards
+    mine = replace(size, n_users=users, n_pairs=pairs)
+    if not sharded_items:
+        return whole_fit(mine, transfers=transfers)
+    held = tuple(2 * n_items // n_shards for n_items in size.n_items)
+    numbers = 32 * sum(size.n_items)
+    return whole_fit(replace(mine, n_items=held), transfers=transfers) + numbers
+
+
 def run_folder(size: Size, *, transfers: bool) -> int:
     """Bytes on disk of such a fit: its vectors, the model's, and twice stage 1's in progress."""
     n_tables = 5 * size.n_domains + 1 if transfers else 4 * size.n_domains

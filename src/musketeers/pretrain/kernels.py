@@ -32,22 +32,46 @@ _ZERO, _ONE, _BIT = np.float32(0), np.float32(1), np.uint64(1)
 
 @_part
 @no_type_check
-def _draw(drawn, items, liked_item, liked, state):
-    """Fill `drawn` with uniform items that the user does not like; the new state.
+def _row(places, item):
+    """Where an item's vector is; without `places` at its own number, which costs nothing."""
+    if places is None:
+        return np.uint64(item)
+    return np.uint64(places[item])
 
-    Asks for their rows, and for the row of the liked item that they will be set against.
-    """
+
+@_part
+@no_type_check
+def _n_items(items, places):
+    if places is None:
+        return items.shape[0]
+    return len(places)
+
+
+@_part
+@no_type_check
+def _any_other(liked, state):
+    """A uniform item that the user does not like, and the new state."""
     n_items = np.uint64(len(liked))
+    while True:
+        state += np.uint64(0x9E3779B97F4A7C15)
+        # the high 32 bits, scaled to the catalogue without a division
+        item = ((_mix(state) >> np.uint64(32)) * n_items) >> np.uint64(32)
+        if not liked[item]:
+            return item, state
+
+
+@_part
+@no_type_check
+def _draw(drawn, items, places, liked_item, liked, state):
+    """Fill `drawn` with the rows of uniform items that the user does not like; the new state.
+
+    Asks for these rows, and for that of the liked item that they will be set against.
+    """
     for c in range(len(drawn)):
-        while True:
-            state += np.uint64(0x9E3779B97F4A7C15)
-            # the high 32 bits, scaled to the catalogue without a division
-            item = ((_mix(state) >> np.uint64(32)) * n_items) >> np.uint64(32)
-            if not liked[item]:
-                break
-        drawn[c] = item
-        ask(items, item)
-    ask(items, liked_item)
+        item, state = _any_other(liked, state)
+        drawn[c] = _row(places, item)
+        ask(items, drawn[c])
+    ask(items, _row(places, liked_item))
     return state
 
 
@@ -123,6 +147,7 @@ def train_users(
     items,
     item_squares,
     touched,
+    places,
     learning_rate,
     regularization,
     n_candidates,
@@ -132,12 +157,13 @@ def train_users(
 
     Stage 1.  Per liked item i and drawn item j of user u, with x = u.(v_i - v_j), descends
     softplus(-x) + regularization / 2 (|u|^2 + |v_i|^2 + |v_j|^2), each row by Adagrad on
-    its mean squared gradient (`*_squares` hold the sums).  Rows changed are noted in `touched`.
+    its mean squared gradient (`*_squares` hold the sums).  Rows changed are noted in `touched`;
+    an item's row is its number, or where `places` says (`lanes.Rows`).
     A user who likes everything has no negative and is passed over.
     """
     dim = users.shape[1]
     mean = _ONE / np.float32(dim)
-    liked = np.zeros(items.shape[0], np.bool_)
+    liked = np.zeros(_n_items(items, places), np.bool_)
     drawn = np.empty((2, n_candidates), np.uint64)
     scores = np.empty(n_candidates, np.float32)
     bits = scores.view(np.int32)
@@ -147,17 +173,17 @@ def train_users(
         if place + 1 < len(order):
             ask(users, order[place + 1])
         start, stop = indptr[user], indptr[user + _BIT]
-        if start == stop or stop - start >= items.shape[0]:
+        if start == stop or stop - start >= len(liked):
             continue
         _mark(liked, liked_items, start, stop, True)
         state = _stream(key, user)
-        state = _draw(drawn[start & 1], items, liked_items[start], liked, state)
+        state = _draw(drawn[start & 1], items, places, liked_items[start], liked, state)
         square = user_squares[user]
         for p in range(start, stop):
-            i = np.uint64(liked_items[p])
+            i = _row(places, liked_items[p])
             if p + 1 < stop:
                 # one interaction ahead, so that the rows arrive while this one is worked on
-                state = _draw(drawn[(p + 1) & 1], items, liked_items[p + 1], liked, state)
+                state = _draw(drawn[(p + 1) & 1], items, places, liked_items[p + 1], liked, state)
             j, score = _hardest(users, user, items, drawn[p & 1], scores, bits)
             difference = score - _dot(users, user, items, i)
             push, tail = _logistic(difference)
@@ -229,7 +255,7 @@ def train_common_users(
             continue
         _mark(liked, liked_items, start, stop, True)
         state = _stream(key, user)
-        state = _draw(drawn[start & 1], items, liked_items[start], liked, state)
+        state = _draw(drawn[start & 1], items, None, liked_items[start], liked, state)
         square, own_square = common_squares[user], own_squares[user]
         learns = _ONE if has_own[user] else _ZERO
         for d in range(dim):
@@ -238,7 +264,7 @@ def train_common_users(
             i = np.uint64(liked_items[p])
             if p + 1 < stop:
                 # one interaction ahead, so that the rows arrive while this one is worked on
-                state = _draw(drawn[(p + 1) & 1], items, liked_items[p + 1], liked, state)
+                state = _draw(drawn[(p + 1) & 1], items, None, liked_items[p + 1], liked, state)
             j, score = _hardest(both, row, items, drawn[p & 1], scores, bits)
             difference = score - _dot(both, row, items, i)
             push, tail = _logistic(difference)
@@ -290,6 +316,7 @@ def train_items(
     items,
     item_squares,
     touched,
+    places,
     learning_rate,
     regularization,
     n_candidates,
@@ -303,7 +330,7 @@ def train_items(
     """
     dim = items.shape[1]
     mean = _ONE / np.float32(dim)
-    liked = np.zeros(items.shape[0], np.bool_)
+    liked = np.zeros(_n_items(items, places), np.bool_)
     drawn = np.empty((2, n_candidates), np.uint64)
     scores = np.empty(n_candidates, np.float32)
     bits = scores.view(np.int32)
@@ -312,16 +339,16 @@ def train_items(
         r, user = np.uint64(place), np.uint64(order[place])
         gradients[r, :] = 0
         start, stop = indptr[user], indptr[user + _BIT]
-        if start == stop or stop - start >= items.shape[0]:
+        if start == stop or stop - start >= len(liked):
             continue
         _mark(liked, liked_items, start, stop, True)
         state = _stream(key, user)
-        state = _draw(drawn[start & 1], items, liked_items[start], liked, state)
+        state = _draw(drawn[start & 1], items, places, liked_items[start], liked, state)
         for p in range(start, stop):
-            i = np.uint64(liked_items[p])
+            i = _row(places, liked_items[p])
             if p + 1 < stop:
                 # one interaction ahead, so that the rows arrive while this one is worked on
-                state = _draw(drawn[(p + 1) & 1], items, liked_items[p + 1], liked, state)
+                state = _draw(drawn[(p + 1) & 1], items, places, liked_items[p + 1], liked, state)
             j, score = _hardest(vectors, r, items, drawn[p & 1], scores, bits)
             difference = score - _dot(vectors, r, items, i)
             push, tail = _logistic(difference)
@@ -347,6 +374,25 @@ def train_items(
             touched[i] = touched[j] = True
         _mark(liked, liked_items, start, stop, False)
     return loss + np.log(factors)
+
+
+@_loop
+@no_type_check
+def note_items(order, indptr, liked_items, n_candidates, key, noted):
+    """Mark in `noted` every item that learning from the users in `order` looks at."""
+    liked = np.zeros(len(noted), np.bool_)
+    for one in order:
+        user = np.uint64(one)
+        start, stop = indptr[user], indptr[user + _BIT]
+        if start == stop or stop - start >= len(noted):
+            continue
+        _mark(liked, liked_items, start, stop, True)
+        _mark(noted, liked_items, start, stop, True)
+        state = _stream(key, user)
+        for _ in range((stop - start) * n_candidates):
+            item, state = _any_other(liked, state)
+            noted[item] = True
+        _mark(liked, liked_items, start, stop, False)
 
 
 @_loop

@@ -7,13 +7,14 @@ changes are added in a fixed order.  Where a run has several members (`group`), 
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
+from musketeers.data.interactions import Interactions
 from musketeers.device import gpu
-from musketeers.group import group
+from musketeers.group import Group, group
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
@@ -26,15 +27,28 @@ MEMBERS_BLOCK = 16384
 """The same where there are several members, each of which looks at few of all users: the more
 there are, the older is what a lane knows of the others' changes."""
 
+
+class Rows(NamedTuple):
+    """What a lane sees of a table of items, and may change."""
+
+    items: Float32[np.ndarray, "row dim"]
+    squares: Float32[np.ndarray, " row"]
+    touched: Bool[np.ndarray, " row"]
+    """Which rows were changed."""
+    places: Int32[np.ndarray, " item"] | None
+    """The row of each item; None where each is in the row of its own number."""
+
+
 Result = TypeVar("Result")
-Job = Callable[[slice, np.ndarray, np.ndarray, np.ndarray], Result]
-"""(users of this lane, items, item_squares, touched) -> what the lane found."""
+Job = Callable[[slice, Rows], Result]
+"""(users of this lane, the items) -> what the lane found."""
 
 
 class ItemLanes:
     """Copies of item vectors and their Adagrad sums, and one private copy of both per lane.
 
-    With one lane there is no private copy and no merge but with other members.
+    With one lane there is no private copy and no merge but with other `members`, by default those
+    of the `group`.
     """
 
     def __init__(
@@ -43,12 +57,14 @@ class ItemLanes:
         squares: Float32[np.ndarray, " item"],
         *,
         n_lanes: int,
+        members: Group | None = None,
     ) -> None:
+        self._members = members or group()
         copies = n_lanes if n_lanes > 1 else 0
         self.items, self.squares = on_cache_lines(*items.shape, dtype=np.float32), squares.copy()
         self._items = on_cache_lines(copies, *items.shape, dtype=np.float32)
         self._squares = np.empty((copies, len(items)), np.float32)
-        together = group().size > 1
+        together = self._members.size > 1
         self._merged = (np.empty_like(self.items), squares.copy()) if together else None
         self.restore(items, squares)
         self._touched = np.zeros((n_lanes, len(items)), np.bool_)
@@ -61,11 +77,19 @@ class ItemLanes:
     @property
     def block(self) -> int:
         """Interactions that all lanes of all members should work through between two merges."""
-        n_members = group().size
+        n_members = self._members.size
         least = BLOCK if n_members == 1 else MEMBERS_BLOCK
         return n_members * self.n_lanes * max(least, BLOCK_PER_ITEM * len(self.items))
 
-    def run(self, costs: Int64[np.ndarray, " user"], job: Job[Result]) -> list[Result]:
+    def fetch(self, train: Interactions, users: Int64[np.ndarray, " user"], key: np.uint64) -> None:
+        """Have what these users look at until the next merge: all items are here."""
+
+    def run(
+        self,
+        costs: Int64[np.ndarray, " user"],
+        job: Job[Result],
+        places: Int32[np.ndarray, " item"] | None = None,
+    ) -> list[Result]:
         """Give every lane its part of some users; what the lanes found, in their order.
 
         `costs` are the users' interactions; the parts are neighbours of about equal cost.
@@ -73,12 +97,12 @@ class ItemLanes:
         """
         parts = even_parts(costs, self.n_lanes)
         if self.n_lanes == 1:
-            return [job(parts[0], self.items, self.squares, self._touched[0])]
+            return [job(parts[0], Rows(self.items, self.squares, self._touched[0], places))]
         results: dict[int, Result] = {}
 
         def lane(number: int) -> None:
             mine = self._items[number], self._squares[number], self._touched[number]
-            results[number] = job(parts[number], *mine)
+            results[number] = job(parts[number], Rows(*mine, places))
 
         each(lane, self.n_lanes, n_threads=self.n_lanes)
         return [results[number] for number in range(self.n_lanes)]
@@ -89,6 +113,14 @@ class ItemLanes:
             each(self._merge, self.n_lanes, n_threads=self.n_lanes)
         if self._merged:
             self._merge_members(*self._merged)
+
+    def table(self) -> Float32[np.ndarray, "item dim"]:
+        """The vectors of all items."""
+        return self.items
+
+    def all_squares(self) -> Float32[np.ndarray, " item"]:
+        """Adagrad's sums of all items."""
+        return self.squares
 
     def restore(
         self, items: Float32[np.ndarray, "item dim"], squares: Float32[np.ndarray, " item"]
@@ -109,7 +141,7 @@ class ItemLanes:
     def _merge_members(self, items: np.ndarray, squares: np.ndarray) -> None:
         """Add what every member changed since the last merge, whose result these are."""
         changes = self.items - items, self.squares - squares
-        group().add(*changes)
+        self._members.add(*changes)
         items += changes[0]
         squares += changes[1]
         self.items[:], self.squares[:] = items, squares

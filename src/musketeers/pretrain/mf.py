@@ -12,7 +12,7 @@ from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.group import mean_of
 from musketeers.pretrain import kernels
-from musketeers.pretrain.lanes import lanes_for
+from musketeers.pretrain.lanes import Rows, lanes_for
 from musketeers.pretrain.search import search
 from musketeers.pretrain.tables import Catalogue, Tables, Turn
 from musketeers.ranking import Factors
@@ -55,21 +55,21 @@ def pretrain(
     catalogues = [Catalogue(split.train, seed)]
 
     def value(tables: Tables) -> float:
-        return validation.ndcg(Factors(tables.users, tables.lanes[0].items))
+        return validation.ndcg(Factors(tables.users, tables.lanes[0].table()))
 
     def at(setting: PretrainConfig) -> Factorization:
         n_lanes = lanes_for(validation.n_threads)
-        tables = Tables(catalogues, seed, dim=dim, length=config.init_scale, n_lanes=n_lanes)
+        tables = Tables(catalogues, seed, setting, dim=dim, n_lanes=n_lanes)
         return Factorization(tables, value, setting)
 
     found = search(at, config, job)
     tables = found.model.tables
     tables.give_unknown_users_the_mean()
     lanes = tables.lanes[0]
-    factors = Factors(tables.users, lanes.items)
+    factors = Factors(tables.users, lanes.table())
     chosen = found.setting
     return Pretrained(
-        factors, lanes.squares, chosen.regularization, chosen.learning_rate, found.history
+        factors, lanes.all_squares(), chosen.regularization, chosen.learning_rate, found.history
     )
 
 
@@ -97,19 +97,12 @@ class Factorization:
             return self._on_gpu.epoch(number)
         return self.tables.epoch(number, self._learn)
 
-    def _learn(
-        self,
-        turn: Turn,
-        part: slice,
-        items: np.ndarray,
-        squares: np.ndarray,
-        touched: np.ndarray,
-    ) -> float:
+    def _learn(self, turn: Turn, part: slice, rows: Rows) -> float:
         """One lane's work in a turn (`tables.Learn`)."""
         train = self.tables.catalogues[turn.catalogue].train
         return kernels.train_users(
             turn.users[part], train.indptr, train.items,
-            self.tables.users, self.tables.user_squares, items, squares, touched,
+            self.tables.users, self.tables.user_squares, *rows,
             np.float32(self._config.learning_rate), np.float32(self._config.regularization),
             self._config.candidates, turn.key,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from musketeers.config import PretrainConfig
 from musketeers.data.interactions import Interactions
 from musketeers.pretrain import gpu_kernels as kernels
-from musketeers.pretrain.lanes import ItemLanes
+from musketeers.pretrain.sharded import ItemTable
 from musketeers.pretrain.tables import Tables
 
 SHARE, FIXED_SHARE = 256, 64
@@ -79,7 +79,7 @@ class ItemsOnGpu:
     """The item vectors of a catalogue, and what its users would have them change."""
 
     def __init__(
-        self, train: Interactions, lanes: ItemLanes, n_candidates: int, device: torch.device
+        self, train: Interactions, lanes: ItemTable, n_candidates: int, device: torch.device
     ) -> None:
         self._train, self._lanes, self._device = train, lanes, device
         self._n_candidates = n_candidates

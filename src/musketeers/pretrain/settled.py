@@ -52,7 +52,7 @@ def settled(
     kernels.train_users(
         np.flatnonzero(known), split.train.indptr, split.train.items,
         users.copy(), np.full(len(users), SQUARES_AT_START, np.float32),
-        items.copy(), squares, np.zeros(len(items), np.bool_),
+        items.copy(), squares, np.zeros(len(items), np.bool_), None,
         np.float32(0), np.float32(_REGULARIZATION), config.candidates,
         np.uint64(seed.child("squares").integer()),
     )  # fmt: skip

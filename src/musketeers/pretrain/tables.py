@@ -7,10 +7,12 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Int
 
+from musketeers.config import PretrainConfig
 from musketeers.data.interactions import Interactions
 from musketeers.group import first_tells, mean_of, own, total
 from musketeers.memory import on_cache_lines
-from musketeers.pretrain.lanes import ItemLanes, even_parts
+from musketeers.pretrain.lanes import Rows, even_parts
+from musketeers.pretrain.sharded import ROWS_AT_A_TIME, ItemTable, item_table, rows_held
 from musketeers.seeding import Seed
 
 SQUARES_AT_START = 1e-3
@@ -42,35 +44,52 @@ class Turn:
     """The share of the epoch that is over before it, about."""
 
 
-Learn = Callable[[Turn, slice, np.ndarray, np.ndarray, np.ndarray], float]
-"""(turn, this lane's part of its users, items, item_squares, touched) -> the summed loss."""
+Learn = Callable[[Turn, slice, Rows], float]
+"""(turn, this lane's part of its users, the catalogue's items) -> the summed loss."""
 
 
 class Tables:
     """Vectors of all users, and of the items of each catalogue in lanes, with Adagrad's sums.
 
     All catalogues must have the same users.  Vectors start as normal noise of expected length
-    near `length`.  Users are those of one member (`group`), items all members'.
+    near `PretrainConfig.init_scale`.  Users are those of one member (`group`), items all members'.
     """
 
     def __init__(
-        self, catalogues: Sequence[Catalogue], seed: Seed, *, dim: int, length: float, n_lanes: int
+        self,
+        catalogues: Sequence[Catalogue],
+        seed: Seed,
+        config: PretrainConfig,
+        *,
+        dim: int,
+        n_lanes: int,
     ) -> None:
         self.catalogues = catalogues
         rng = own(seed).child("init").numpy()
-        scale = np.float32(length / np.sqrt(dim))
+        scale = np.float32(config.init_scale / np.sqrt(dim))
 
-        def start(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        def drawn(n_rows: int) -> np.ndarray:
             table = on_cache_lines(n_rows, dim, dtype=np.float32)
             rng.standard_normal(dtype=np.float32, out=table)
             table *= scale
-            return table, np.full(n_rows, SQUARES_AT_START, np.float32)
+            return table
 
-        self.users, self.user_squares = start(catalogues[0].train.n_users)
-        tables = [start(c.train.n_items) for c in catalogues]
-        for items, _ in tables:
-            first_tells(items)
-        self.lanes = [ItemLanes(*table, n_lanes=n_lanes) for table in tables]
+        def start(train: Interactions) -> ItemTable:
+            rows = rows_held(train.n_items, config.item_tables)
+            held = on_cache_lines(rows.stop - rows.start, dim, dtype=np.float32)
+            for first in range(0, train.n_items, ROWS_AT_A_TIME):
+                some = drawn(min(ROWS_AT_A_TIME, train.n_items - first))
+                first_tells(some)
+                mine = slice(max(rows.start - first, 0), max(rows.stop - first, 0))
+                held[max(first - rows.start, 0) :][: len(some[mine])] = some[mine]
+            return item_table(
+                held, np.full(len(held), SQUARES_AT_START, np.float32), config.item_tables,
+                n_items=train.n_items, n_lanes=n_lanes, n_candidates=config.candidates,
+            )  # fmt: skip
+
+        self.users = drawn(catalogues[0].train.n_users)
+        self.user_squares = np.full(len(self.users), SQUARES_AT_START, np.float32)
+        self.lanes = [start(catalogue.train) for catalogue in catalogues]
         self._counts = [c.train.counts() for c in catalogues]
         self._n_pairs = [int(total(len(c.train))) for c in catalogues]
 
@@ -80,6 +99,7 @@ class Tables:
         for turn in self.turns(number):
             lanes = self.lanes[turn.catalogue]
             costs = self._counts[turn.catalogue][turn.users]
+            lanes.fetch(self.catalogues[turn.catalogue].train, turn.users, turn.key)
             loss += sum(lanes.run(costs, partial(learn, turn)))
             lanes.merge()
         return total(loss) / max(self.n_pairs, 1)
