@@ -18,6 +18,9 @@ from test_cli import call
 from test_resume import digests
 
 from musketeers import config as configuration
+from musketeers.cluster.connection import connected
+from musketeers.cluster.gang import together
+from musketeers.cluster.members import Errand
 from musketeers.cluster.sharded import fit_sharded
 from musketeers.cluster.whole import Whole
 from musketeers.data import readers
@@ -196,6 +199,14 @@ def test_what_is_served_is_compared_with_each_domain_alone_over_all_users(base, 
     assert {name for name, _ in found.differences} == {"tv", "film"}
 
 
+def test_items_in_shards_are_bit_by_bit_those_that_both_members_have(base, nodes, expected):
+    out = base / "items"
+    settings = {"pretrain.item_tables": "sharded"}
+    config = configuration.changed(configuration.load(base / "run.toml"), settings)
+    fit_sharded(config, base, out, n_shards=2, address=nodes.address, threads=1)
+    assert digests(out) == expected
+
+
 def test_the_whole_names_the_runs_of_its_shards(base, expected):
     with pytest.raises(RunError, match=r"give a run's folder, such as .*whole/shards/0$"):
         open_run(base / "whole")
@@ -310,3 +321,10 @@ def test_too_few_processors_are_named(base, nodes):
     with pytest.raises(ClusterError, match="a member needs 3 CPUs, but the largest node"):
         run(base, nodes, base / "small", threads=3)
     assert not (base / "small").exists()
+
+
+def test_too_little_memory_is_told_with_what_makes_a_member_smaller(base, nodes):
+    errand = Errand(configuration.load(base / "run.toml"), base / "wide", ("smf",), 2, 1)
+    rule = r"a member needs 1e\+06 GB .* take more shards, or put items in shards too"
+    with connected(nodes.address, base) as found, pytest.raises(ClusterError, match=rule):
+        together(errand, found, 10**15, Quiet())

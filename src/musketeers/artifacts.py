@@ -400,7 +400,7 @@ def check_tensor(path: Path | str, name: str, array: np.ndarray) -> None:
 
 def _not_finite(array: np.ndarray) -> tuple[int, ...] | None:
     """Where the first number is that is not; looked for in parts, since the table may be large."""
-    rows = array.reshape(-1, *array.shape[1:]) if array.ndim else array.reshape(1)
+    rows = np.atleast_1d(array)
     for start in range(0, len(rows), _ROWS):
         found = np.argwhere(~np.isfinite(rows[start : start + _ROWS]))
         if len(found):

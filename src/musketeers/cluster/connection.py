@@ -77,12 +77,15 @@ class Cluster:
             )
         return replace(self, nodes=left)
 
-    def check(self, job: str, needs: Needs) -> None:
-        """Raise `ClusterError` unless some node could meet all the needs if it had nothing else."""
+    def check(self, job: str, needs: Needs, *, smaller: str = "make the job smaller") -> None:
+        """Raise `ClusterError` unless some node could meet all the needs if it had nothing else.
+
+        `smaller` says what makes it need less memory.
+        """
         kinds: tuple[tuple[Callable[[Needs | Node], float], Callable[[float], str], str], ...] = (
             (lambda of: of.cpus, _cpus, "take fewer (--threads) or add a node that has them"),
             (lambda of: of.gpus, _gpus, "leave out the device or add a node that has one"),
-            (lambda of: of.memory, _memory, "add a node that has it, or make the job smaller"),
+            (lambda of: of.memory, _memory, f"add a node that has it, or {smaller}"),
         )
         for of, words, remedy in kinds:
             if (most := max(map(of, self.nodes))) < of(needs):

@@ -22,6 +22,8 @@ from musketeers.runs import Quiet, Watch
 STARTS = 8
 """How often members are started before a run gives up."""
 
+_SMALLER = 'take more shards, or put items in shards too (pretrain.item_tables = "sharded")'
+
 _POLL = 0.25
 _SECONDS = 60.0
 """That Ray may take to place members, and members to end."""
@@ -47,7 +49,7 @@ def together(
     what a member raises if it is a `MusketeersError`, `ClusterError` where the cluster has too
     little for them, and `MembersLostError` where it loses some for the `STARTS`-th time.
     """
-    cluster.check("a member", Needs(errand.n_threads, memory=memory))
+    cluster.check("a member", Needs(errand.n_threads, memory=memory), smaller=_SMALLER)
     share = _share(cluster, errand, memory)
     for _ in range(STARTS - 1):
         try:

@@ -80,7 +80,9 @@ class ShardedItems:
     def merge(self) -> None:
         """Bring what all lanes of all members have changed to who holds it."""
         self._lanes.merge()
-        moved, added = self._lanes.items - self._rows, self._lanes.squares - self._sums
+        moved, added = self._lanes.items, self._lanes.squares
+        moved -= self._rows
+        added -= self._sums
         changed = (added != 0) | moved.any(axis=1)
         moved, added = moved[changed], added[changed]
         starts = self._starts(numbers := self._numbers[changed])
