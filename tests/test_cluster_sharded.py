@@ -207,6 +207,18 @@ def test_items_in_shards_are_bit_by_bit_those_that_both_members_have(base, nodes
     assert digests(out) == expected
 
 
+def test_whom_nobody_knows_gets_what_all_shards_like(base, expected):
+    runs = [open_run(base / "whole" / "shards" / str(n)).recommender for n in range(2)]
+    for name in ("tv", "film"):
+        counts = sum(one.domains[name].seen.item_counts() for one in runs)
+        order = np.argsort(-counts, kind="stable")[:5]
+        for one in runs:
+            listed = one.recommend(name, ["nobody"], k=5)
+            assert set(listed["strategy"]) == {"popular"}
+            assert listed["item_id"].to_list() == one.domains[name].items.ids(order).to_list()
+            assert listed["score"].to_list() == counts[order].tolist()
+
+
 def test_the_whole_names_the_runs_of_its_shards(base, expected):
     with pytest.raises(RunError, match=r"give a run's folder, such as .*whole/shards/0$"):
         open_run(base / "whole")

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int8, Int64
 
 from musketeers import artifacts, scorers
 from musketeers.artifacts import Artifact
-from musketeers.baselines.popularity import popularity
+from musketeers.baselines.popularity import for_everyone, popularity, ranked_by
 from musketeers.config import check_domain_name
 from musketeers.data.columns import checked_ids, kind
 from musketeers.data.domains import Domain
@@ -49,6 +49,7 @@ class DomainModel:
     seen: Interactions
     """All that the domain knows of each user, held-out pairs included."""
     popularity: Factors
+    """By all users that there are; of a sharded run `seen` has some of them."""
     known: Bool[np.ndarray, " user"]
     """Whether the user has interactions in this domain's training data."""
     transfers: bool
@@ -453,7 +454,9 @@ def _disagreement(model: DomainModel, *, n_users: int) -> str | None:
     if fault := _scorers_fault(parts, n_users=n_users, n_items=n_items):
         return fault
     n_elsewhere = n_users if model.elsewhere is None else len(model.elsewhere)
+    popular = len(model.popularity.items)
     sizes = (
+        (f"{n_items} items", n_items, "items by popularity", popular),
         (f"{n_users} users", n_users, "rows of seen items", seen.n_users),
         (f"{n_users} users", n_users, "marks of known users", len(model.known)),
         (f"{n_users} users", n_users, "marks of users known elsewhere", n_elsewhere),
@@ -471,7 +474,10 @@ _LAYOUT: Layout = {
     "known": (np.bool_, 1),
     "transfers": (np.bool_, 0),
 }
-"""Each domain's arrays beside those of its scorer.  Popularity is counted anew from `seen`."""
+"""Each domain's arrays beside those of its scorer."""
+
+_POPULARITY = "popularity"
+"""The name of the array of `DomainModel.popularity`, where it is not what is counted in `seen`."""
 
 _ELSEWHERE = "elsewhere"
 """The name of the array of `DomainModel.elsewhere`, where there is one."""
@@ -483,8 +489,9 @@ def _layout(names: Mapping[str, object]) -> Layout:
     """What the arrays of a domain among which these are should be."""
     new = scorers.layout({}) if any(name.startswith(_COLD) for name in names) else {}
     new = {f"{_COLD}{name}": kind for name, kind in new.items()}
-    told: Layout = {_ELSEWHERE: (np.bool_, 1)} if _ELSEWHERE in names else {}
-    return {**scorers.layout(names), **_LAYOUT, **told, **new}
+    further: Layout = {_ELSEWHERE: (np.bool_, 1), _POPULARITY: (np.float32, 2)}
+    further = {name: kind for name, kind in further.items() if name in names}
+    return {**scorers.layout(names), **_LAYOUT, **further, **new}
 
 
 def _of_cold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -504,10 +511,13 @@ def _arrays(model: DomainModel) -> dict[str, np.ndarray]:
     seen = model.seen
     own = seen.indptr, seen.items, model.known, np.array(model.transfers)
     new = scorers.arrays(model.cold) if model.cold else {}
+    popular = model.popularity.items
+    counted = np.array_equal(popular, ranked_by(seen.item_counts(), n_users=0).items)
     return {
         **scorers.arrays(model.scorer),
         **dict(zip(_LAYOUT, own, strict=True)),
         **({} if model.elsewhere is None else {_ELSEWHERE: model.elsewhere}),
+        **({} if counted else {_POPULARITY: popular}),
         **{f"{_COLD}{name}": array for name, array in new.items()},
     }
 
@@ -564,8 +574,12 @@ def _domain_model(folder: Path, found: Artifact, name: str, *, n_users: int) -> 
     known, transfers = tensors["known"], bool(tensors["transfers"])
     new = _of_cold(tensors)
     cold = Factors(new["users"], new["items"]) if new else None
-    elsewhere = tensors.get(_ELSEWHERE)
-    return DomainModel(items, scorer, pairs, popularity(pairs), known, transfers, cold, elsewhere)
+    popular = tensors.get(_POPULARITY)
+    return DomainModel(
+        items, scorer, pairs,
+        popularity(pairs) if popular is None else for_everyone(popular, n_users=n_users),
+        known, transfers, cold, tensors.get(_ELSEWHERE),
+    )  # fmt: skip
 
 
 def _vocabulary(folder: Path, found: Artifact, name: str) -> Vocabulary:

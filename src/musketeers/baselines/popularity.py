@@ -1,7 +1,7 @@
 """Rank items by how many users touched them: the floor every model must beat."""
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from musketeers.data.interactions import Interactions
 from musketeers.group import group
@@ -27,5 +27,9 @@ def ranked_by(counts: Int64[np.ndarray, " item"], *, n_users: int) -> Factors:
     rounded = counts.astype(np.float32)
     rest = (counts - rounded.astype(np.int64)).astype(np.float32)
     columns = [rounded, rest] if rest.any() else [rounded]
-    users = np.ones((n_users, len(columns)), dtype=np.float32)
-    return Factors(users, np.stack(columns, axis=1))
+    return for_everyone(np.stack(columns, axis=1), n_users=n_users)
+
+
+def for_everyone(items: Float32[np.ndarray, "item part"], *, n_users: int) -> Factors:
+    """Every user 1, every item the sum of its parts."""
+    return Factors(np.ones((n_users, items.shape[1]), np.float32), items)
