@@ -206,7 +206,7 @@ def _refusal(where: str, told: str) -> str:
     if "InvalidAuthToken" in told:
         return (
             f"the cluster {where} asks for a token that this process does not have; set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its nodes"
+            "RAY_AUTH_MODE=token and, unless it is in ~/.ray/auth_token, RAY_AUTH_TOKEN as there"
         )
     lines = told.strip().splitlines() or ["no reason was given"]
     if (mismatch := told.find("Version mismatch")) >= 0:
