@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -68,8 +68,8 @@ SIZES = (8, 1024, 65_536, 1 << 20, 1 << 23, 1 << 25)
 NETWORKS = {"1 Gbit/s, 1 ms": (1e9, 1e-3), "100 Mbit/s, 1 ms": (1e8, 1e-3)}
 """Bits a second, and seconds one way."""
 LANES = (1, 4, 16, 64, 256)
-RHYTHMS = ((4, 4), (16, 16), (64, 64), (64, 4))
-"""Merges of the first epoch of stage 1, and of each later one."""
+RHYTHMS = ((4, 4), (16, 16), (64, 64), (64, 4), (0, 0))
+"""Merges of the first epoch of stage 1, and of each later one; 0 as the program has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,7 +466,7 @@ def lanes_quality(shop: Workshop, size: Size) -> list[dict[str, float]]:
     for first, later in RHYTHMS:
         for lanes in LANES:
             looked_at = Validation.of(part, Seed(1), n_threads=lanes)
-            with merging_often(first, later):
+            with merging_often(first, later) if first else nullcontext():
                 made = pretrain(part, looked_at, how, Seed(0), Unwatched(), dim=DIM)
             best = made.history[0].best.valid
             found.append({"lanes": lanes, "first": first, "later": later, "ndcg@10": best})
@@ -477,17 +477,17 @@ def lanes_quality(shop: Workshop, size: Size) -> list[dict[str, float]]:
 @contextmanager
 def merging_often(first: int, later: int) -> Generator[None]:
     """So many merges in the first epoch and in each later one, where pairs are few."""
-    turns, least = tables.Tables.turns, tables.MERGES
+    turns, least, most = tables.Tables.turns, tables.MERGES, tables.FIRST_MERGES
 
     def of_epoch(self: tables.Tables, number: int) -> list[tables.Turn]:
         tables.MERGES = first if number == 1 else later
         return turns(self, number)
 
-    tables.Tables.turns = of_epoch
+    tables.Tables.turns, tables.FIRST_MERGES = of_epoch, 0
     try:
         yield
     finally:
-        tables.Tables.turns, tables.MERGES = turns, least
+        tables.Tables.turns, tables.MERGES, tables.FIRST_MERGES = turns, least, most
 
 
 def main() -> None:

@@ -9,8 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from musketeers.evaluation.validation import MOST_USERS
-from musketeers.pretrain.lanes import BLOCK, BLOCK_PER_ITEM, MEMBERS_BLOCK
-from musketeers.pretrain.tables import MERGES
+from musketeers.pretrain.lanes import (
+    BLOCK,
+    BLOCK_PER_ITEM,
+    FEW_LANES,
+    MEMBERS_BLOCK,
+    held_down,
+)
+from musketeers.pretrain.tables import FIRST_MERGES, FIRST_MET, MERGES
 
 TRAIN = 0.64
 """Share of pairs that train, with the default split."""
@@ -47,9 +53,6 @@ class Workload:
     art_batch: int = 2048
     gathered: bool = True
     """Whether stage 2 tells a user apart from those of all members (`cat.contrast_users`)."""
-    met: tuple[float, float] = (math.inf, math.inf)
-    """How often an item is met between two merges at most, in the first epoch of stage 1 and later;
-    infinite as the program is, which merges by `ItemLanes.block` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,16 +231,15 @@ def best(
 
 
 def careful(load: Workload) -> Workload:
-    """As many members would have to run it: in larger steps, and merged more often.
+    """As many members would have to run it: in larger steps.
 
-    A thousand steps an epoch, or as many as documented if these are fewer, users told apart from
-    those on their own member; and merges as often as kept the quality in 256 lanes, the most that
-    were tried.
+    A thousand steps an epoch, or as many as documented if these are fewer, and users told apart
+    from those on their own member.
     """
     step = load.users // 1000
     return replace(
         load, cat_batch=max(load.cat_batch, step), art_batch=max(load.art_batch, step),
-        gathered=False, met=(12.0, 192.0),
+        gathered=False,
     )  # fmt: skip
 
 
@@ -311,9 +313,9 @@ class _Run:
         rates, n, n_pairs = self.rates, self.n, TRAIN * domain.pairs
         each = domain.users / n * rates.user + n_pairs / n * self._pair(domain)
         learned = self._shared(each) + Cost(flops=n_pairs * 2 * self.load.dim * 8)
-        n_epochs, (first, later) = self.load.epochs[0], self.load.met
-        n_merges = self._merges(domain, first) if n_epochs else 0
-        n_merges += self._merges(domain, later) * max(n_epochs - 1, 0)
+        n_epochs = self.load.epochs[0]
+        n_merges = self._first_merges(domain) if n_epochs else 0
+        n_merges += self._merges(domain) * max(n_epochs - 1, 0)
         state = (domain.users / n + domain.items) * (self.load.dim + 1) * FLOAT
         looks = self._look(domain, state) * self.load.looks[0]
         return learned * n_epochs + self._merge(domain) * n_merges + looks
@@ -335,7 +337,7 @@ class _Run:
         step = Cost(work=self._step(rates.art_step, rates.art_step_thread))
         step += self._sum(NUMBER) + self._sum(slopes)
         # after whole steps, and once at the end
-        steps_between = math.ceil(self._block(domain, load.met[1]) / max(n_pairs / n_steps, 1))
+        steps_between = math.ceil(self._block(domain) / max(n_pairs / n_steps, 1))
         n_merges = n_steps // steps_between + 1
         epoch = work + step * n_steps + self._merge(domain) * n_merges
         epoch += Cost(flops=flops + n_pairs * 2 * load.dim * 8)
@@ -387,14 +389,25 @@ class _Run:
         table = domain.items * self.load.dim * FLOAT / 1e6
         return max(0.0, self.rates.pair + self.rates.pair_growth * math.log2(max(table, 1e-3)))
 
-    def _block(self, domain: Domain, met: float) -> float:
+    @property
+    def _n_lanes(self) -> int:
+        """Threads of all members."""
+        return self.n * self.machine.threads
+
+    def _block(self, domain: Domain) -> int:
         """Pairs of all members between two merges, at least."""
         lane = max(BLOCK if self.n == 1 else MEMBERS_BLOCK, BLOCK_PER_ITEM * domain.items)
-        return min(self.n * self.machine.threads * lane, met * domain.items)
+        return held_down(self._n_lanes * lane, self._n_lanes, domain.items)
 
-    def _merges(self, domain: Domain, met: float) -> int:
-        """In an epoch of stage 1."""
-        return max(MERGES, int(TRAIN * domain.pairs // self._block(domain, met)))
+    def _merges(self, domain: Domain) -> int:
+        """In an epoch of stage 1, but for the first."""
+        return max(MERGES, int(TRAIN * domain.pairs // self._block(domain)))
+
+    def _first_merges(self, domain: Domain) -> int:
+        """In the first epoch of stage 1."""
+        often = int(TRAIN * domain.pairs // (FIRST_MET * domain.items))
+        least = min(FIRST_MERGES, often) if self._n_lanes > FEW_LANES else 0
+        return max(least, self._merges(domain))
 
     def _merge(self, domain: Domain) -> Cost:
         """One merge: lanes into a table, tables into one, and back to all lanes."""

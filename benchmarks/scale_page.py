@@ -169,14 +169,17 @@ def _lanes(found: Sequence[Mapping[str, float]]) -> list[str]:
     rhythms = list(dict.fromkeys((one["first"], one["later"]) for one in found))
     alone = found[0]["ndcg@10"]
     by = {(one["lanes"], one["first"], one["later"]): one["ndcg@10"] for one in found}
-    head = ["lanes", *(f"{first:.0f} merges, then {later:.0f}" for first, later in rhythms)]
+    head = [
+        f"{first:.0f} merges, then {later:.0f}" if first else "as the program is"
+        for first, later in rhythms
+    ]
     lanes = dict.fromkeys(one["lanes"] for one in found)
     rows = [
         [f"{n:.0f}", *(f"{value:.4f} ({100 * (value / alone - 1):+.0f} %)" for value in values)]
         for n in lanes
         for values in [[by[n, *rhythm] for rhythm in rhythms]]
     ]
-    return _table(head, rows)
+    return _table(["lanes", *head], rows)
 
 
 def _machines() -> list[str]:
@@ -307,7 +310,7 @@ def picture(rates: Rates) -> str:
         load = planned(users)
         for carefully in (False, True):
             found = [costs(careful(load) if carefully else load, GENERAL, n, rates) for n in sizes]
-            for step in ("stage 1", "stage 2", "stage 3") if carefully else STEPS:
+            for step in ("stage 2", "stage 3") if carefully else STEPS:
                 points = [
                     panel.place(n, max(one[step].seconds, 1e-9))
                     for n, one in zip(sizes, found, strict=True)

@@ -91,14 +91,15 @@ def test_what_is_sent_in_stage_1(model):
     assert parts["stage 1"].sent == pytest.approx(merges * 10 * 5 * 4)
 
 
-def test_merges_are_as_often_as_an_item_may_be_met(model):
-    # 3.2 million pairs of 10 items, 1,000 of each between two merges of the first epoch
-    load = model.Workload(
-        100, (model.Domain(100, 10, 5_000_000),), 4, (3, 0, 0), (0, 0, 0), met=(1_000, 10_000)
-    )
-    parts = found(model, load, machine(model), 2)
-    rule = 3_200_000 // (4 * 16_384)
-    assert parts["stage 1"].sent == pytest.approx((320 + 2 * rule) * 10 * 5 * 4)
+@pytest.mark.parametrize(
+    ("pairs", "merges"),
+    # 80 of an item make 20 merges, and then 4; 320,000 of one are 384 by 384, which is more than 256
+    [(1_250, 20 + 2 * 4), (156_250, 256 + 2 * 26), (5_000_000, 3 * 833)],
+)
+def test_many_lanes_are_merged_as_often_as_items_are_met(model, pairs, merges):
+    load = model.Workload(100, (model.Domain(100, 10, pairs),), 4, (3, 0, 0), (0, 0, 0))
+    parts = found(model, load, machine(model, threads=3), 2)
+    assert parts["stage 1"].sent == pytest.approx(merges * 10 * 5 * 4)
 
 
 def test_what_is_sent_in_stages_2_and_3(model):
@@ -135,8 +136,8 @@ def test_dollars_and_memory(model):
 
 
 def test_more_members_stop_helping_where_waiting_outweighs_work(model):
-    # 1,280 s of work over n members of two threads, and four merges of two tables, 2 (n - 1) hops
-    some = rates(model, pair=1.0, hop=0.01)
+    # 1,280 s of work over n members of two threads, and 16 and 8 merges, 2 (n - 1) hops each
+    some = rates(model, pair=1.0, hop=1 / 300)
     load = tiny(model, epochs=(1, 0, 0))
     n, steps = model.best(load, machine(model), some)
     # 640 / n + 0.16 (n - 1) is least at 63.2

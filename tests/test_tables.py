@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from members import rows_of, together
 
 from musketeers.config import PretrainConfig
 from musketeers.data.interactions import Interactions
-from musketeers.pretrain.tables import MERGES, Catalogue, Tables
+from musketeers.data.synthetic import planted
+from musketeers.evaluation.validation import Validation
+from musketeers.parallel import each
+from musketeers.pretrain import lanes, mf
+from musketeers.pretrain.tables import FIRST_MERGES, MERGES, Catalogue, Tables
 from musketeers.seeding import Seed
+from musketeers.training import Unwatched
 
 
 def random_pairs(seed, *, n_users=60, n_items=9, n_pairs=200):
@@ -15,6 +21,13 @@ def random_pairs(seed, *, n_users=60, n_items=9, n_pairs=200):
         rng.integers(n_users - 10, size=n_pairs), rng.integers(n_items, size=n_pairs),
         n_users=n_users, n_items=n_items,
     )  # fmt: skip
+
+
+def all_pairs(*, n_users, n_items):
+    """Every user with every item."""
+    users = np.repeat(np.arange(n_users), n_items)
+    items = np.tile(np.arange(n_items), n_users)
+    return Interactions.from_pairs(users, items, n_users=n_users, n_items=n_items)
 
 
 def made(*trains, seed=0, n_lanes=1):
@@ -99,3 +112,47 @@ def test_users_without_any_history_get_the_mean_of_those_with():
     np.testing.assert_array_equal(tables.users[known], before[known])
     mean = before[known].mean(axis=0)
     np.testing.assert_array_equal(tables.users[~known], np.tile(mean, ((~known).sum(), 1)))
+
+
+@pytest.mark.parametrize(
+    ("n_lanes", "first", "later"),
+    [(1, MERGES, MERGES), (4, MERGES, MERGES), (5, 100, MERGES), (64, 100, MERGES)],
+)
+def test_many_lanes_are_merged_more_often_in_the_first_epoch(n_lanes, first, later):
+    # 400 interactions of an item, 4 of them between two merges
+    train = all_pairs(n_users=400, n_items=3)
+    tables = made(train, n_lanes=n_lanes)
+    assert [len(tables.turns(number)) for number in (1, 2, 3)] == [first, later, later]
+
+
+def test_no_more_often_than_that_and_members_lanes_count_as_any():
+    train = all_pairs(n_users=6000, n_items=2)
+
+    def n_turns(n_lanes, n_members):
+        def work(place):
+            mine = train.of_each(rows_of(place, n_members, train.n_users))
+            tables = made(mine, n_lanes=n_lanes)
+            return [len(tables.turns(number)) for number in (1, 2)]
+
+        return together(n_members, work)
+
+    # 6,000 interactions of an item would be 1,500 merges, and 384 of them are met between later ones
+    assert n_turns(2, 2) == [[MERGES, MERGES]] * 2
+    assert n_turns(3, 2) == n_turns(1, 6)[:2] == [[FIRST_MERGES, 15]] * 2
+
+
+def test_64_lanes_learn_as_well_as_one(monkeypatch):
+    # one lane after the other, which are the same bits as all at once
+    monkeypatch.setattr(lanes, "each", lambda job, n, *, n_threads: each(job, n, n_threads=1))
+    # popular items are where many lanes' changes add up to too much
+    planting = {"n_users": 3000, "n_items": 50, "pairs_per_user": 15, "popularity": 1.0}
+    split = planted(("tv",), Seed(0), **planting).splits["tv"]
+    config = PretrainConfig(max_epochs=8, validate_every=8, tries=1, regularization=0.05)
+
+    def quality(n_lanes):
+        looked_at = Validation.of(split, Seed(0), n_threads=1)
+        monkeypatch.setattr(mf, "lanes_for", lambda _: n_lanes)
+        made = mf.pretrain(split, looked_at, config, Seed(0), Unwatched(), dim=16)
+        return made.history[0].best.valid
+
+    assert quality(64) > 0.97 * quality(1)

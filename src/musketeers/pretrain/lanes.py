@@ -27,6 +27,13 @@ MEMBERS_BLOCK = 16384
 """The same where there are several members, each of which looks at few of all users: the more
 there are, the older is what a lane knows of the others' changes."""
 
+FEW_LANES = 4
+"""So many lanes, of all members together, lose nothing however large their blocks are."""
+
+MET = 384
+"""Of more lanes: how often an item is met between two merges at most, on average.  Each lane goes
+on from what it knows, so what many of them add up to goes too far."""
+
 
 class Rows(NamedTuple):
     """What a lane sees of a table of items, and may change."""
@@ -79,7 +86,8 @@ class ItemLanes:
         """Interactions that all lanes of all members should work through between two merges."""
         n_members = self._members.size
         least = BLOCK if n_members == 1 else MEMBERS_BLOCK
-        return n_members * self.n_lanes * max(least, BLOCK_PER_ITEM * len(self.items))
+        n_lanes, n_items = n_members * self.n_lanes, len(self.items)
+        return held_down(n_lanes * max(least, BLOCK_PER_ITEM * n_items), n_lanes, n_items)
 
     def fetch(self, train: Interactions, users: Int64[np.ndarray, " user"], key: np.uint64) -> None:
         """Have what these users look at until the next merge: all items are here."""
@@ -151,6 +159,11 @@ class ItemLanes:
 def lanes_for(n_threads: int) -> int:
     """As many as threads; one where a GPU learns, which needs no copies."""
     return n_threads if gpu() is None else 1
+
+
+def held_down(block: int, n_lanes: int, n_items: int) -> int:
+    """A block that is not larger than so many lanes of all members may have it."""
+    return block if n_lanes <= FEW_LANES else min(block, MET * n_items)
 
 
 def even_parts(costs: Int64[np.ndarray, " user"], n_parts: int) -> list[slice]:

@@ -16,7 +16,7 @@ from musketeers.group import Alone, group, of_all
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
-from musketeers.pretrain.lanes import MEMBERS_BLOCK, ItemLanes, Job, Result, even_parts
+from musketeers.pretrain.lanes import MEMBERS_BLOCK, ItemLanes, Job, Result, even_parts, held_down
 from musketeers.scratch import table_on_disk
 
 ROWS_AT_A_TIME = 1 << 18
@@ -59,7 +59,8 @@ class ShardedItems:
         """
         n = self._members.size
         share = self._n_items // n // (1 + self._n_candidates)
-        return n * max(self._n_lanes * MEMBERS_BLOCK, share)
+        block = n * max(self._n_lanes * MEMBERS_BLOCK, share)
+        return held_down(block, n * self._n_lanes, self._n_items)
 
     def fetch(self, train: Interactions, users: Int64[np.ndarray, " user"], key: np.uint64) -> None:
         """Have what these users look at until the next merge, with the draws of `key`."""

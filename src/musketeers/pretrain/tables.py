@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int
 
 from musketeers.config import PretrainConfig
 from musketeers.data.interactions import Interactions
-from musketeers.group import first_tells, mean_of, own, total
+from musketeers.group import first_tells, group, mean_of, own, total
 from musketeers.memory import on_cache_lines
-from musketeers.pretrain.lanes import Rows, even_parts
+from musketeers.pretrain.lanes import FEW_LANES, Rows, even_parts
 from musketeers.pretrain.sharded import ROWS_AT_A_TIME, ItemTable, item_table, rows_held
 from musketeers.seeding import Seed
 
@@ -20,6 +20,10 @@ SQUARES_AT_START = 1e-3
 
 MERGES = 4
 """Merges in an epoch at least, however few interactions there are."""
+
+FIRST_MET, FIRST_MERGES = 4, 256
+"""In the first epoch Adagrad's sums are small and steps long, so that many lanes are merged more
+often: when an item has been met so often, on average, but for that no more than so many times."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +96,7 @@ class Tables:
         self.lanes = [start(catalogue.train) for catalogue in catalogues]
         self._counts = [c.train.counts() for c in catalogues]
         self._n_pairs = [int(total(len(c.train))) for c in catalogues]
+        self._n_lanes = group().size * n_lanes
 
     def epoch(self, number: int, learn: Learn) -> float:
         """Let every user of every catalogue learn once; the mean loss of an interaction."""
@@ -118,11 +123,18 @@ class Tables:
         counts, users = self._counts[place], own(stream)
         order = users.numpy().permutation(np.flatnonzero(counts))
         key = np.uint64(users.child("negatives").integer())
-        n_blocks = max(MERGES, self._n_pairs[place] // self.lanes[place].block)
+        n_blocks = self._n_merges(place, number)
         # somewhere in its share of the epoch, so that no catalogue always has the last word
         whens = (np.arange(n_blocks) + stream.child("turns").numpy().random(n_blocks)) / n_blocks
         for block, when in zip(even_parts(counts[order], n_blocks), whens.tolist(), strict=True):
             yield Turn(place, order[block], key, when)
+
+    def _n_merges(self, place: int, number: int) -> int:
+        n_pairs, n_items = self._n_pairs[place], self.catalogues[place].train.n_items
+        n_merges = max(MERGES, n_pairs // self.lanes[place].block)
+        if number > 1 or self._n_lanes <= FEW_LANES:
+            return n_merges
+        return max(n_merges, min(FIRST_MERGES, n_pairs // (FIRST_MET * n_items)))
 
     @property
     def n_pairs(self) -> int:
