@@ -93,7 +93,7 @@ def test_what_is_sent_in_stage_1(model):
 
 @pytest.mark.parametrize(
     ("pairs", "merges"),
-    # 80 of an item make 20 merges, and then 4; 320,000 of one are 384 by 384, which is more than 256
+    # 80 of an item make 20 merges, then 4; 10,000 make 256, then 26; 320,000 make 833, 384 by 384
     [(1_250, 20 + 2 * 4), (156_250, 256 + 2 * 26), (5_000_000, 3 * 833)],
 )
 def test_many_lanes_are_merged_as_often_as_items_are_met(model, pairs, merges):

@@ -136,7 +136,7 @@ def test_no_more_often_than_that_and_members_lanes_count_as_any():
 
         return together(n_members, work)
 
-    # 6,000 interactions of an item would be 1,500 merges, and 384 of them are met between later ones
+    # 6,000 interactions of an item would be 1,500 merges; later 384 are met between two
     assert n_turns(2, 2) == [[MERGES, MERGES]] * 2
     assert n_turns(3, 2) == n_turns(1, 6)[:2] == [[FIRST_MERGES, 15]] * 2
 
