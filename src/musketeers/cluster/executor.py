@@ -156,6 +156,8 @@ def _do(
     work = unpack(data, arrays)
     news = partial(News, job, token_hex(8), ray.util.get_node_ip_address())
     told = [board.tell(news())]
+    # only who has been heard of can be missed
+    ray.get(told)
 
     def on_epoch(epoch: Any) -> None:
         told[0] = board.tell(news(epoch))
