@@ -12,16 +12,6 @@ from ray.cluster_utils import Cluster
 # nothing is told to Ray's makers, nor asked of a monitor that is not here
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-NOTICED = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 250,
-    "health_check_failure_threshold": 4,
-}
-"""A dead node is known to be so in a second, and not in a quarter of a minute.
-
-One that is merely slow is not taken for dead: an answer may take ten seconds.
-"""
-
 STORE = 100 * 2**20
 """Bytes of a node's object store; Ray takes no less than 75 MB."""
 
@@ -56,10 +46,19 @@ class Orders:
 
 
 @contextmanager
-def cluster(*nodes, head=None):
-    """A cluster of a head and `nodes`, each as the options of `Cluster.add_node`; no driver yet."""
+def cluster(*nodes, head=None, missed=1.0):
+    """A cluster of a head and `nodes`, each as the options of `Cluster.add_node`; no driver yet.
+
+    A dead node is known to be so after about `missed` seconds; by itself Ray takes a quarter of a
+    minute.  One that is merely slow is not taken for dead: an answer may take ten seconds.
+    """
+    checks = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": round(250 * missed),
+        "health_check_failure_threshold": 4,
+    }
     common = {
-        "object_store_memory": STORE, "num_gpus": 0, "num_cpus": 1, "_system_config": NOTICED,
+        "object_store_memory": STORE, "num_gpus": 0, "num_cpus": 1, "_system_config": checks,
         "include_dashboard": False, "include_log_monitor": False, "no_monitor": True,
     }  # fmt: skip
     found = Cluster(initialize_head=True, head_node_args={**common, **(head or {})})

@@ -72,7 +72,8 @@ def nodes(orders):
     Of one driver the nodes use their processes again, which take seconds to start.
     """
     sizes = {"num_cpus": 2}, {"num_cpus": 2}
-    with orders.followed(), cluster(*sizes, head={"num_cpus": 0}) as found:
+    # members are missed before their node is
+    with orders.followed(), cluster(*sizes, head={"num_cpus": 0}, missed=2) as found:
         ray.init(found.address, log_to_driver=False, logging_level="ERROR")
         yield found
 
