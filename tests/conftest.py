@@ -16,6 +16,13 @@ settings.register_profile("compiled", deadline=None)
 settings.load_profile("compiled")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Of a group that is asked for alone, files without it are not imported: some take seconds."""
+    if config.option.markexpr == "ray" and collection_path.name.startswith("test_"):
+        return "mark.ray" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 @pytest.fixture(autouse=True)
 def one_torch_thread():
     """Small products are slower on several threads, many times so on a busy machine.

@@ -5,13 +5,14 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import pytest
 import ray
-from clusters import add_node, cluster
+from clusters import Orders, add_node, bury, cluster
 from planted_files import write_run
 from test_resume import digests
 
@@ -45,8 +46,8 @@ film = "film.parquet"
 
 [pretrain]
 method = "bpr"
-max_epochs = 300
-patience = 300
+max_epochs = 40
+patience = 40
 tries = 1
 validate_every = 1
 
@@ -55,8 +56,8 @@ max_epochs = 4
 batch_size = 64
 
 [art]
-max_epochs = 300
-patience = 300
+max_epochs = 40
+patience = 40
 batch_size = 64
 """
 
@@ -95,11 +96,14 @@ def expected(base):
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    """A head that runs no jobs and two nodes that run one each; deaths are noticed in a second."""
-    checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 250}
-    head = {"num_cpus": 0, "_system_config": {**checks, "health_check_failure_threshold": 4}}
-    with cluster({}, {}, head=head) as found:
+def orders(tmp_path_factory):
+    return Orders(tmp_path_factory.mktemp("orders"))
+
+
+@pytest.fixture(scope="module")
+def nodes(orders):
+    """A head that runs no jobs and two nodes that run one each."""
+    with orders.followed(), cluster({}, {}, head={"num_cpus": 0}) as found:
         # connected once: to look at a cluster takes seconds
         ray.init(found.address, log_to_driver=False, logging_level=logging.ERROR)
         yield found
@@ -136,18 +140,20 @@ class Watching(Quiet):
         self.said.append((len(self.heard), line))
 
 
-def test_the_same_files_as_here(base, expected, nodes, tmp_path):
-    watch = Watching()
+def test_the_same_files_as_here(base, expected, nodes, orders, tmp_path):
+    # neither is over before the other has begun
+    orders.give("pretrain", "wait 2")
+    watch = Watching("pretrain", 1, lambda: orders.end("pretrain"))
     found = run(base, tmp_path / "run", executor=RayExecutor(), watch=watch)
     assert digests(tmp_path / "run") == expected
     here = json.loads((base / "here" / "manifest.json").read_text())
     assert found.manifest["seconds"].keys() == here["seconds"].keys()
     assert found.manifest["peak_bytes"]["art/tv"] > 0
     assert watch.most == 2
-    for stage, most in (("pretrain", 300), ("art", 300)):
+    for stage in ("pretrain", "art"):
         for domain in ("tv", "film"):
             epochs = [n for *job, n in watch.heard if job == [stage, domain]]
-            assert epochs == list(range(most + 1))
+            assert epochs == list(range(41))
     assert not watch.open
 
 
@@ -164,17 +170,16 @@ def test_the_same_in_memory(base, nodes):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "art"])
-def test_a_node_is_killed(base, expected, nodes, tmp_path, stage):
+def test_a_node_is_killed(base, expected, nodes, orders, tmp_path, stage):
     out = tmp_path / "run"
-
-    def kill():
-        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-
-    watch = Watching(stage, 5, kill)
+    watch = Watching()
+    orders.give(stage, "die 5")
     try:
         run(base, out, executor=RayExecutor(), watch=watch)
     finally:
+        bury(nodes)
         add_node(nodes)
+    orders.end(stage)
     assert digests(out) == expected
     ((place, line),) = watch.said
     lost = next(name for name in ("tv", "film") if f" {name} " in line)
@@ -185,20 +190,23 @@ def test_a_node_is_killed(base, expected, nodes, tmp_path, stage):
     assert after == list(range(after[0], after[-1] + 1))
 
 
-def test_the_driver_is_killed(base, expected, nodes, tmp_path):
+def test_the_driver_is_killed(base, expected, nodes, orders, tmp_path):
     out = tmp_path / "run"
+    orders.give("pretrain", "wait 10")
     command = [sys.executable, "-c", CHILD, str(base), str(out), nodes.address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        last = next(line for line in child.stdout if line.endswith(" 10\n"))
+        # the other one, which goes on
+        other = next(line for line in child.stdout if line.endswith(" 40\n")).split()[1]
         child.send_signal(signal.SIGKILL)
     watch = Watching()
     found = run(base, out, resume=True, executor=RayExecutor(), watch=watch)
+    orders.end("pretrain")
     assert digests(out) == expected
     assert len(found.manifest["resumed"]) == 1
-    stage, domain, number = last.split()
-    first = next(n for *job, n in watch.heard if job == [stage, domain])
-    assert first > int(number)
+    of_stage = {(domain, number) for stage, domain, number in watch.heard if stage == "pretrain"}
+    (domain,) = {"tv", "film"} - {other}
+    assert of_stage == {(domain, number) for number in range(10, 41)}
 
 
 def test_what_a_job_raises_comes_back(base, nodes, tmp_path):
@@ -270,12 +278,17 @@ def test_arrays_are_sent_once_as_long_as_they_live(nodes):
 
 
 def test_a_cluster_that_loses_all_its_nodes_is_not_waited_for_forever(
-    base, nodes, tmp_path, monkeypatch
+    base, nodes, orders, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tasks, "UNFIT", 1.0)
     monkeypatch.setattr(tasks, "LOOK", 0.5)
 
+    # one is not over before they are gone
+    orders.give("pretrain", "wait 10")
+
     def kill():
+        while not orders.is_obeyed("pretrain"):
+            time.sleep(0.05)
         for node in list(nodes.worker_nodes):
             nodes.remove_node(node, allow_graceful=False)
 
@@ -285,3 +298,4 @@ def test_a_cluster_that_loses_all_its_nodes_is_not_waited_for_forever(
     finally:
         for _ in range(2):
             add_node(nodes)
+    orders.end("pretrain")

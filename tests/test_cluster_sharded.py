@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import ray
 import scipy.stats
-from clusters import add_node, cluster
+from clusters import Orders, add_node, bury, cluster
 from planted_files import write_run
 from test_cli import call
 from test_resume import digests
@@ -64,12 +64,19 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def nodes():
+def orders(tmp_path_factory):
+    return Orders(tmp_path_factory.mktemp("orders"))
+
+
+@pytest.fixture(scope="module")
+def nodes(orders):
     """A head that does nothing, two nodes that work, and this process as their driver.
 
     Of one driver the nodes use their processes again, which take seconds to start.
     """
-    with cluster({"num_cpus": 2}, {"num_cpus": 2}, head={"num_cpus": 0}) as found:
+    sizes = {"num_cpus": 2}, {"num_cpus": 2}
+    # members are missed before their node is
+    with orders.followed(), cluster(*sizes, head={"num_cpus": 0}, missed=2) as found:
         ray.init(found.address, log_to_driver=False, logging_level="ERROR")
         yield found
 
@@ -81,8 +88,20 @@ def run(base, nodes, out, **options):
 
 
 @pytest.fixture(scope="module")
-def expected(base, nodes):
-    """What a run that nothing happens to leaves behind."""
+def alone(base):
+    """The folder of a run on this machine."""
+    out = base / "alone"
+    fit_run(configuration.load(base / "run.toml"), base, out, threads=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(base, nodes, alone):
+    """What a run that nothing happens to leaves behind.
+
+    After the one of this machine: what that has compiled the members need not compile again, each
+    for itself.
+    """
     out = base / "whole"
     run(base, nodes, out)
     return digests(out)
@@ -93,23 +112,24 @@ def ndcg(out, model):
     return {name: found["ndcg@10"] for name, found in metrics["models"][model].items()}
 
 
-class Watching(Quiet):
-    """Does something once, when an epoch of a stage has ended."""
+class Replacing(Quiet):
+    """Puts a new node in the place of each of the first `n` that are lost."""
 
-    def __init__(self, happenings):
-        self.happenings = happenings
-        self.said = []
+    def __init__(self, nodes, n):
+        self.nodes, self.left = nodes, n
+        self.said, self.heard = [], {}
 
     @contextmanager
     def stage(self, stage, domain, *, samples, max_epochs):
-        def on_epoch(epoch):
-            if epoch.number > 1 and stage in self.happenings:
-                self.happenings.pop(stage)()
-
-        yield on_epoch
+        yield lambda epoch: self.heard.update({stage: epoch.number})
 
     def say(self, line):
         self.said.append(line)
+        if line.startswith("members were lost"):
+            bury(self.nodes)
+            if self.left:
+                self.left -= 1
+                add_node(self.nodes, num_cpus=2)
 
 
 # --- what comes out
@@ -169,10 +189,8 @@ def test_metrics_are_means_over_the_users_of_all_shards(base, expected):
 
 
 @pytest.mark.parametrize("n_shards", [2, 4])
-def test_it_is_as_good_as_one_machine(base, nodes, expected, n_shards):
-    alone, out = base / "alone", base / ("whole" if n_shards == 2 else "four")
-    if not alone.exists():
-        fit_run(configuration.load(base / "run.toml"), base, alone, threads=1)
+def test_it_is_as_good_as_one_machine(base, nodes, alone, expected, n_shards):
+    out = base / ("whole" if n_shards == 2 else "four")
     if n_shards == 4:
         run(base, nodes, out, n_shards=4)
     assert ndcg(out, "pop") == {n: pytest.approx(v) for n, v in ndcg(alone, "pop").items()}
@@ -227,44 +245,41 @@ def test_the_whole_names_the_runs_of_its_shards(base, expected):
 # --- what happens to nodes
 
 
-def test_a_node_lost_in_each_stage_changes_nothing(base, nodes, expected):
+def test_a_node_lost_in_each_stage_changes_nothing(base, nodes, expected, orders):
     """Nor does it that the last one is not replaced."""
-
-    def lose():
-        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-
-    def lose_and_replace():
-        lose()
-        add_node(nodes, num_cpus=2)
-
-    happenings = {"pretrain": lose_and_replace, "cat": lose_and_replace, "art": lose}
-    watch = Watching(happenings)
+    stages = ("pretrain", "cat", "art")
+    for stage in stages:
+        orders.give(stage, "die 2")
+    watch = Replacing(nodes, 2)
     out = base / "lost"
     run(base, nodes, out, watch=watch)
     add_node(nodes, num_cpus=2)
-    assert not happenings
+    for stage in stages:
+        orders.end(stage)
     assert sum("members were lost" in line for line in watch.said) == 3
     assert watch.said[-1] == "all members go on from their last epoch on 1 nodes"
+    assert all(watch.heard[stage] > 1 for stage in stages)
     assert digests(out) == expected
     assert len(RunFolder(out / "shards" / "0").manifest()["resumed"]) == 3
 
 
-def test_a_killed_driver_is_followed_by_one_that_goes_on(base, nodes, expected):
+def test_a_killed_driver_is_followed_by_one_that_goes_on(base, nodes, expected, orders):
     out = base / "killed"
     words = "from pathlib import Path; import sys; from musketeers import config as c; "
     words += "from musketeers.cluster.sharded import fit_sharded as f; b = Path(sys.argv[1]); "
     words += (
         "f(c.load(b / 'run.toml'), b, b / 'killed', n_shards=2, address=sys.argv[2], threads=1)"
     )
+    orders.give("cat", "wait 1")
     driver = subprocess.Popen([sys.executable, "-c", words, str(base), nodes.address])
-    progress = out / "shards" / "1" / "checkpoints" / "cat"
-    while driver.poll() is None and not progress.exists():
+    while driver.poll() is None and not orders.is_obeyed("cat"):
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     with pytest.raises(RunError, match="holds an unfinished run; add --resume"):
         run(base, nodes, out)
     run(base, nodes, out, resume=True)
+    orders.end("cat")
     assert digests(out) == expected
     # a finished one is left as it is
     words = [base / "run.toml", "--out", out, "--on", "ray", "--address", nodes.address]

@@ -48,21 +48,17 @@ def store():
 
 
 @pytest.fixture(scope="module")
-def cluster(store):
+def nodes(store):
     import ray
-    from ray.cluster_utils import Cluster
+    from clusters import cluster
 
-    nodes = Cluster()
-    for _ in range(2):
-        nodes.add_node(num_cpus=1, object_store_memory=150 * 2**20, include_dashboard=False)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with cluster({}) as found:
+        ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")
+        yield found
 
 
 @pytest.fixture
-def partition(cluster):
+def partition(nodes):
     from musketeers.cluster.reading import partition
 
     return partition
@@ -287,18 +283,20 @@ def test_what_only_one_machine_does_is_refused(partition, tmp_path):
 # --- once, and whatever happens
 
 
-def test_a_node_that_is_lost_changes_nothing(partition, cluster, tmp_path, monkeypatch):
+def test_a_node_that_is_lost_changes_nothing(partition, nodes, tmp_path, monkeypatch):
     from contextlib import contextmanager
 
+    from clusters import add_node
+
     monkeypatch.chdir(tmp_path)  # from where no node looks at a relative path
-    node = cluster.add_node(num_cpus=1, object_store_memory=150 * 2**20)
-    cluster.wait_for_nodes()
+    node = add_node(nodes)
+    nodes.wait_for_nodes()
     lost = []
 
     @contextmanager
     def told(stage, domain):
         if (stage, domain) == ("k-core", "b"):
-            lost.append(cluster.remove_node(node, allow_graceful=False))
+            lost.append(nodes.remove_node(node, allow_graceful=False))
         yield lambda n: None
 
     run = config(put(tmp_path, KINDS["mixed"], n_files=6))

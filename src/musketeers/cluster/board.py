@@ -1,5 +1,6 @@
 """How jobs that run on a cluster tell the driver's one live view what they do."""
 
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -9,9 +10,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from musketeers.training import Epoch
-
-Board = Any
-"""The handle of the process that jobs tell and the driver asks; dies with the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +23,48 @@ class News:
     """None when the attempt begins."""
 
 
-@dataclass(slots=True)
-class _Board:
-    news: list[News] = field(default_factory=list[News])
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A process on the driver's machine that jobs tell and the driver asks; dies with the driver.
 
-    def tell(self, news: News) -> None:
-        self.news.append(news)
+    What it is told stays pickled there, so that it starts at once, without what the news is made
+    of.
+    """
 
-    def take(self) -> list[News]:
-        taken, self.news = self.news, []
-        return taken
+    _process: Any
+
+    @classmethod
+    def opened(cls) -> "Board":
+        """A new one, on which there is nothing."""
+        here = ray.get_runtime_context().get_node_id()
+        place = NodeAffinitySchedulingStrategy(here, soft=False)
+        process = ray.remote(_keeper()).options(num_cpus=0, scheduling_strategy=place)
+        return cls(process.remote())
+
+    def tell(self, news: object) -> "ray.ObjectRef[Any]":
+        """Put news on it; the reference is there once they are."""
+        return self._process.tell.remote(pickle.dumps(news))
+
+    def take(self) -> list[Any]:
+        """All news since the last time, in the order in which they came."""
+        return [pickle.loads(news) for news in ray.get(self._process.take.remote())]
 
 
-def open_board() -> Board:
-    """A board on the driver's machine, in a process of its own."""
-    here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(_Board)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
-        .remote()
-    )
+def _keeper() -> type:
+    """A class within a function is sent whole, and so imports nothing of this package."""
+
+    class Keeper:
+        def __init__(self) -> None:
+            self.news: list[bytes] = []
+
+        def tell(self, news: bytes) -> None:
+            self.news.append(news)
+
+        def take(self) -> list[bytes]:
+            taken, self.news = self.news, []
+            return taken
+
+    return Keeper
 
 
 @dataclass(slots=True)

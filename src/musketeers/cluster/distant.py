@@ -31,9 +31,13 @@ class Distant:
         self, stage: str, domain: str | None, *, samples: int, max_epochs: int
     ) -> Generator[Callable[[Epoch], None]]:
         """See `Watch.stage`; one at a time."""
-        self.board.tell.remote(_Began(stage, domain, samples, max_epochs))
-        yield self.board.tell.remote
-        ray.get(self.board.tell.remote(None))
+        self.board.tell(_Began(stage, domain, samples, max_epochs))
+
+        def on_epoch(epoch: Epoch) -> None:
+            self.board.tell(epoch)
+
+        yield on_epoch
+        ray.get(self.board.tell(None))
 
     def rows(self, stage: str, domain: str) -> AbstractContextManager[Callable[[int], object]]:
         """See `Watch.rows`; tells nobody."""
@@ -41,7 +45,7 @@ class Distant:
 
     def say(self, line: str) -> None:
         """See `Watch.say`."""
-        self.board.tell.remote(line)
+        self.board.tell(line)
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def hearing(board: Board, watch: Watch) -> Generator[Callable[[], None]]:
 
         def hear() -> None:
             nonlocal on_epoch
-            for news in ray.get(board.take.remote()):
+            for news in board.take():
                 match news:
                     case _Began():
                         on_epoch = stages.enter_context(

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from musketeers.cluster.board import Board, News, View, open_board
+from musketeers.cluster.board import Board, News, View
 from musketeers.cluster.connection import Cluster, Needs, connected
 from musketeers.cluster.parcels import Shelf, unpack
 from musketeers.cluster.tasks import LOSSES, Patience, spread
@@ -44,7 +44,7 @@ class RayExecutor:
     def workers(self, folder: Path | None) -> Generator["RayWorkers"]:
         """See `Executor.workers`; raises what `connected` raises."""
         with connected(self.address, folder) as cluster:
-            yield RayWorkers(cluster, open_board())
+            yield RayWorkers(cluster, Board.opened())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class RayWorkers:
         while tasks:
             ready, _ = ray.wait(list(tasks), timeout=_POLL)
             # asked for after: a job that is over has told all before
-            for news in ray.get(self.board.take.remote()):
+            for news in self.board.take():
                 if news.job in tasks.values():
                     view.hear(news)
             for task in ready:
@@ -155,10 +155,12 @@ def _do(
     """One job, on a worker."""
     work = unpack(data, arrays)
     news = partial(News, job, token_hex(8), ray.util.get_node_ip_address())
-    told = [board.tell.remote(news())]
+    told = [board.tell(news())]
+    # only who has been heard of can be missed
+    ray.get(told)
 
     def on_epoch(epoch: Any) -> None:
-        told[0] = board.tell.remote(news(epoch))
+        told[0] = board.tell(news(epoch))
 
     watched = Watched(folder, on_epoch, writer=news().attempt)
     with libraries_on_one_thread(), computing_on(device), metered() as cost:

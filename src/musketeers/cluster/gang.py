@@ -10,7 +10,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from musketeers.cluster.board import open_board
+from musketeers.cluster.board import Board
 from musketeers.cluster.collective import MembersLostError
 from musketeers.cluster.connection import Cluster, Needs
 from musketeers.cluster.distant import Distant, hearing
@@ -66,7 +66,7 @@ def _attempt(errand: Errand, share: float, memory: int, watch: Watch) -> list[Ma
     host = ray.util.get_node_ip_address()
     # the driver outlives the members, so they meet there
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-    board, member, tasks = open_board(), ray.remote(work), []
+    board, member, tasks = Board.opened(), ray.remote(work), []
     try:
         with _places(errand.n_members, share, memory) as places, hearing(board, watch) as hear:
             for place in range(errand.n_members):
