@@ -132,6 +132,11 @@ def test_a_model_that_fails_there_is_named_as_here(nodes, small, tmp_path):
     assert all("learning_rate is probably too large" in why for why in study.failed.values())
 
 
+def folders(place, start):
+    """Those below whose names so begin; others may come and go meanwhile, which rglob cannot."""
+    return (name for _, names, _ in os.walk(place) for name in names if name.startswith(start))
+
+
 def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
     config, folder, here = slow
     doomed = add_node(nodes)
@@ -141,7 +146,7 @@ def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
         # not at once, so that there is something to go on from
         while not over.wait(0.05):
             left = ray._private.state.available_resources_per_node().get(doomed.node_id, {})
-            tries = list((tmp_path / "there" / "checkpoints").rglob("try-*"))
+            tries = list(folders(tmp_path / "there" / "checkpoints", "try-"))
             if tries and left.get("CPU", 0.0) == 0.0:
                 under_way.extend(tries)
                 break
@@ -164,7 +169,8 @@ def test_a_comparison_whose_driver_was_killed_goes_on_here(nodes, slow, tmp_path
     words = ["compare", folder / "slow.toml", "--models", "smf", "--seeds", 1, "--tune", 3, "--out",
              there, "--on", "ray", "--address", nodes.address]  # fmt: skip
     driver = subprocess.Popen([sys.executable, "-m", "musketeers", *map(str, words)])
-    while not list(there.glob("checkpoints/**/tensors.safetensors")):
+    # a try that has states of its stages
+    while not any(folders(there / "checkpoints", "1")):
         assert driver.poll() is None
         time.sleep(0.05)
     driver.kill()
