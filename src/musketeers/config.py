@@ -114,6 +114,7 @@ class GivenConfig(_Section):
 
 
 Method = Literal["bpr", "ials", "given"]
+ItemTables = Literal["replicated", "sharded"]
 
 
 class PretrainConfig(_Section):
@@ -136,7 +137,7 @@ class PretrainConfig(_Section):
     1 trains as it is set here."""
     candidates: Count = 4
     """Uniform negatives drawn per interaction; the one scored highest is learned from."""
-    item_tables: Literal["replicated", "sharded"] = "replicated"
+    item_tables: ItemTables = "replicated"
     """Of a run whose users are spread over machines, in stages 1 and 3: every machine has the
     vectors of all items, or each has a share and fetches the others it needs, which lets a
     catalogue be larger than a machine and sends more."""

@@ -6,11 +6,11 @@ learn as they do where every member has all of them, and who holds a row does no
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from musketeers.config import ItemTables
 from musketeers.data.interactions import Interactions
 from musketeers.group import Alone, group, of_all
 from musketeers.memory import on_cache_lines
@@ -21,9 +21,6 @@ from musketeers.scratch import table_on_disk
 
 ROWS_AT_A_TIME = 1 << 18
 """Of a table that all members go through together."""
-
-Held = Literal["replicated", "sharded"]
-"""Whether each member of a run holds all items, or its share of them."""
 
 
 class ShardedItems:
@@ -162,31 +159,31 @@ class ShardedItems:
 ItemTable = ItemLanes | ShardedItems
 
 
-def rows_held(n_items: int, how: Held) -> slice:
+def rows_held(n_items: int, how: ItemTables) -> slice:
     """The items whose rows this member has: all, or its share, which may be none."""
-    if not shards(how):
+    if not _shares(how):
         return slice(0, n_items)
-    edges = _edges(n_items).tolist()
-    return slice(*edges[group().place :][:2])
+    edges, place = _edges(n_items).tolist(), group().place
+    return slice(edges[place], edges[place + 1])
 
 
 def item_table(
     items: Float32[np.ndarray, "own dim"],
     squares: Float32[np.ndarray, " own"],
-    how: Held,
+    how: ItemTables,
     *,
     n_items: int,
     n_lanes: int,
     n_candidates: int,
 ) -> ItemTable:
     """What learns from there on; `items` and `squares` are those of `rows_held`."""
-    if not shards(how):
+    if not _shares(how):
         return ItemLanes(items, squares, n_lanes=n_lanes)
     return ShardedItems(items, squares, n_items=n_items, n_lanes=n_lanes, n_candidates=n_candidates)
 
 
-def shards(how: Held) -> bool:
-    """Whether rows are spread: one member alone has all of them."""
+def _shares(how: ItemTables) -> bool:
+    """Whether a member has its share; one alone has all."""
     return how == "sharded" and group().size > 1
 
 
