@@ -16,7 +16,7 @@ from musketeers.pretrain.lanes import (
     MEMBERS_BLOCK,
     held_down,
 )
-from musketeers.pretrain.tables import FIRST_MERGES, FIRST_MET, MERGES
+from musketeers.pretrain.tables import FIRST_MERGES, FIRST_MET, MEMBERS_MERGES, MERGES
 
 TRAIN = 0.64
 """Share of pairs that train, with the default split."""
@@ -401,7 +401,8 @@ class _Run:
 
     def _merges(self, domain: Domain) -> int:
         """In an epoch of stage 1, but for the first."""
-        return max(MERGES, int(TRAIN * domain.pairs // self._block(domain)))
+        least = MERGES if self.n == 1 else MEMBERS_MERGES
+        return max(least, int(TRAIN * domain.pairs // self._block(domain)))
 
     def _first_merges(self, domain: Domain) -> int:
         """In the first epoch of stage 1."""

@@ -81,9 +81,9 @@ def test_a_ring_sends_all_but_one_part_twice(model):
 
 
 def test_what_is_sent_in_stage_1(model):
-    # four merges at least, each of items x (4 numbers and a sum) x 4 bytes; a half goes out twice
+    # 32 merges at least, each of items x (4 numbers and a sum) x 4 bytes; a half goes out twice
     parts = found(model, tiny(model), machine(model), 2)
-    assert parts["stage 1"].sent == pytest.approx(4 * (10 + 20) * 5 * 4)
+    assert parts["stage 1"].sent == pytest.approx(32 * (10 + 20) * 5 * 4)
     # and more where there are more pairs than 2 members of 2 lanes take between two merges
     many = replace(tiny(model), domains=(model.Domain(100, 10, 5_000_000),))
     merges = 3_200_000 // (4 * 16_384)
@@ -93,8 +93,8 @@ def test_what_is_sent_in_stage_1(model):
 
 @pytest.mark.parametrize(
     ("pairs", "merges"),
-    # 80 of an item make 20 merges, then 4; 10,000 make 256, then 26; 320,000 make 833, 384 by 384
-    [(1_250, 20 + 2 * 4), (156_250, 256 + 2 * 26), (5_000_000, 3 * 833)],
+    # 80 of an item make 32 merges; 20,000 make 256, then 52; 320,000 make 833, 384 by 384
+    [(1_250, 3 * 32), (312_500, 256 + 2 * 52), (5_000_000, 3 * 833)],
 )
 def test_many_lanes_are_merged_as_often_as_items_are_met(model, pairs, merges):
     load = model.Workload(100, (model.Domain(100, 10, pairs),), 4, (3, 0, 0), (0, 0, 0))
@@ -136,8 +136,8 @@ def test_dollars_and_memory(model):
 
 
 def test_more_members_stop_helping_where_waiting_outweighs_work(model):
-    # 1,280 s of work over n members of two threads, and 16 and 8 merges, 2 (n - 1) hops each
-    some = rates(model, pair=1.0, hop=1 / 300)
+    # 1,280 s of work over n members of two threads, and 32 merges twice, 2 (n - 1) hops each
+    some = rates(model, pair=1.0, hop=1 / 800)
     load = tiny(model, epochs=(1, 0, 0))
     n, steps = model.best(load, machine(model), some)
     # 640 / n + 0.16 (n - 1) is least at 63.2

@@ -10,7 +10,7 @@ from musketeers.data.synthetic import planted
 from musketeers.evaluation.validation import Validation
 from musketeers.parallel import each
 from musketeers.pretrain import lanes, mf
-from musketeers.pretrain.tables import FIRST_MERGES, MERGES, Catalogue, Tables
+from musketeers.pretrain.tables import FIRST_MERGES, MEMBERS_MERGES, MERGES, Catalogue, Tables
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
 
@@ -126,7 +126,7 @@ def test_many_lanes_are_merged_more_often_in_the_first_epoch(n_lanes, first, lat
 
 
 def test_no_more_often_than_that_and_members_lanes_count_as_any():
-    train = all_pairs(n_users=6000, n_items=2)
+    train = all_pairs(n_users=12000, n_items=2)
 
     def n_turns(n_lanes, n_members):
         def work(place):
@@ -136,9 +136,11 @@ def test_no_more_often_than_that_and_members_lanes_count_as_any():
 
         return together(n_members, work)
 
-    # 6,000 interactions of an item would be 1,500 merges; later 384 are met between two
-    assert n_turns(2, 2) == [[MERGES, MERGES]] * 2
-    assert n_turns(3, 2) == n_turns(1, 6)[:2] == [[FIRST_MERGES, 15]] * 2
+    # 12,000 interactions of an item would be 3,000 merges; later 384 are met between two
+    assert n_turns(4, 1) == [[MERGES, MERGES]]
+    assert n_turns(5, 1) == [[FIRST_MERGES, 31]]
+    assert n_turns(2, 2) == [[MEMBERS_MERGES, MEMBERS_MERGES]] * 2
+    assert n_turns(3, 2) == n_turns(1, 6)[:2] == [[FIRST_MERGES, MEMBERS_MERGES]] * 2
 
 
 def test_64_lanes_learn_as_well_as_one(monkeypatch):

@@ -28,7 +28,7 @@ MEMBERS_BLOCK = 16384
 there are, the older is what a lane knows of the others' changes."""
 
 FEW_LANES = 4
-"""So many lanes, of all members together, lose nothing however large their blocks are."""
+"""So many lanes, of all members together, lose little however large their blocks are."""
 
 MET = 384
 """Of more lanes: how often an item is met between two merges at most, on average.  Each lane goes

@@ -21,6 +21,10 @@ SQUARES_AT_START = 1e-3
 MERGES = 4
 """Merges in an epoch at least, however few interactions there are."""
 
+MEMBERS_MERGES = 32
+"""The same where there are several members: with fewer they learn a little worse than one does
+where users have few items."""
+
 FIRST_MET, FIRST_MERGES = 4, 256
 """In the first epoch Adagrad's sums are small and steps long, so that many lanes are merged more
 often: when an item has been met so often, on average, but for that no more than so many times."""
@@ -131,7 +135,8 @@ class Tables:
 
     def _n_merges(self, place: int, number: int) -> int:
         n_pairs, n_items = self._n_pairs[place], self.catalogues[place].train.n_items
-        n_merges = max(MERGES, n_pairs // self.lanes[place].block)
+        least = MERGES if group().size == 1 else MEMBERS_MERGES
+        n_merges = max(least, n_pairs // self.lanes[place].block)
         if number > 1 or self._n_lanes <= FEW_LANES:
             return n_merges
         return max(n_merges, min(FIRST_MERGES, n_pairs // (FIRST_MET * n_items)))
