@@ -389,11 +389,10 @@ def check_tensor(path: Path | str, name: str, array: np.ndarray) -> None:
             f"{path}: tensor {name!r} has type {array.dtype}; save booleans, integers or "
             "floats of at most 64 bits"
         )
-    if array.dtype.kind == "f" and (odd := _not_finite(array)) is not None:
-        place = odd
+    if array.dtype.kind == "f" and (place := _not_finite(array)) is not None:
         row = f" in row {place[0]}" if len(place) else ""
         raise ArtifactError(
-            f"{path}: tensor {name!r} holds {array[tuple(place)]}{row}; only finite numbers "
+            f"{path}: tensor {name!r} holds {array[place]}{row}; only finite numbers "
             "are allowed, train again with a smaller learning rate"
         )
 
