@@ -1,7 +1,8 @@
-# make demo    run the whole method on real data, in this folder's own environment
-# make test    run the tests
-# make check   format, lint, types, import contracts, examples in docstrings
-# make clean   remove the environment and all caches
+# make demo      run the whole method on real data, in this folder's own environment
+# make test      run the tests
+# make test-ray  run those of them that start Ray clusters
+# make check     format, lint, types, import contracts, examples in docstrings
+# make clean     remove the environment and all caches
 #
 # Another interpreter: make PYTHON=python3.12 demo
 
@@ -12,8 +13,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check clean
+.PHONY: demo test test-ray check clean
 .DELETE_ON_ERROR:
+
+# without bytecode each of the hundreds of processes that tests start would compile all modules
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/musketeers demo
@@ -22,6 +26,9 @@ demo: $(VENV)/demo.stamp
 # process, which compiles its loops once
 test: $(VENV)/test.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+test-ray: $(VENV)/test.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray -n 2 --dist loadfile
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

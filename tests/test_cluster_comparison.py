@@ -11,8 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import ray
-from clusters import add_node, cluster
+from clusters import Orders, add_node, bury, cluster
 from planted_files import write_comparison
 
 from musketeers import config as configuration
@@ -35,8 +34,16 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    with cluster({"memory": 16 * 10**9}, head={"memory": 16 * 10**9}) as found:
+def orders(tmp_path_factory):
+    return Orders(tmp_path_factory.mktemp("orders"))
+
+
+@pytest.fixture(scope="module")
+def nodes(orders):
+    """A head and one more node, which obeys."""
+    with cluster(head={"memory": 16 * 10**9}) as found:
+        with orders.followed():
+            add_node(found, memory=16 * 10**9)
         yield found
 
 
@@ -55,18 +62,18 @@ def small(tmp_path_factory):
     return config, folder
 
 
-SLOWLY = {"models": ["smf"], "n_seeds": 1, "n_tries": 3}
+LONGER = {"models": ["smf"], "n_seeds": 1, "n_tries": 3}
 
 
 @pytest.fixture(scope="module")
-def slow(small, tmp_path_factory):
-    """Settings with many epochs, the folder of their data, and what `SLOWLY` finds here."""
+def longer(small, tmp_path_factory):
+    """Settings with more epochs, the folder of their data, and what `LONGER` finds here."""
     config, folder = small
-    epochs = {"max_epochs": 100, "patience": 100, "validate_every": 1}
+    epochs = {"max_epochs": 12, "patience": 12, "validate_every": 1}
     config = configuration.changed(config, {f"pretrain.{key}": n for key, n in epochs.items()})
-    (folder / "slow.toml").write_text(configuration.dump(config))
-    here = tmp_path_factory.mktemp("slow")
-    command.run(config, folder, here, **SLOWLY, workers=Processes.of(1))
+    (folder / "longer.toml").write_text(configuration.dump(config))
+    here = tmp_path_factory.mktemp("longer")
+    command.run(config, folder, here, **LONGER, workers=Processes.of(1))
     return config, folder, here
 
 
@@ -132,51 +139,36 @@ def test_a_model_that_fails_there_is_named_as_here(nodes, small, tmp_path):
     assert all("learning_rate is probably too large" in why for why in study.failed.values())
 
 
-def folders(place, start):
-    """Those below whose names so begin; others may come and go meanwhile, which rglob cannot."""
-    return (name for _, names, _ in os.walk(place) for name in names if name.startswith(start))
-
-
-def test_a_killed_nodes_jobs_are_done_again(nodes, slow, tmp_path):
-    config, folder, here = slow
-    doomed = add_node(nodes)
-    under_way, over = [], threading.Event()
-
-    def kill():
-        # not at once, so that there is something to go on from
-        while not over.wait(0.05):
-            left = ray._private.state.available_resources_per_node().get(doomed.node_id, {})
-            tries = list(folders(tmp_path / "there" / "checkpoints", "try-"))
-            if tries and left.get("CPU", 0.0) == 0.0:
-                under_way.extend(tries)
-                break
-        nodes.remove_node(doomed, allow_graceful=False)
-
-    with on_cluster(nodes.address, tmp_path / "there") as workers:
-        assert len(workers.cluster.nodes) == 3
-        killer = threading.Thread(target=kill)
-        killer.start()
-        command.run(config, folder, tmp_path / "there", **SLOWLY, workers=workers)
-        over.set()
-        killer.join()
-    assert under_way
+def test_a_killed_nodes_jobs_are_done_again(nodes, orders, longer, tmp_path):
+    config, folder, here = longer
+    orders.give("pretrain", "die 5")
+    try:
+        with on_cluster(nodes.address, tmp_path / "there") as workers:
+            command.run(config, folder, tmp_path / "there", **LONGER, workers=workers)
+    finally:
+        bury(nodes)
+        with orders.followed():
+            add_node(nodes, memory=16 * 10**9)
+    orders.end("pretrain")
     check_same(here, tmp_path / "there")
 
 
-def test_a_comparison_whose_driver_was_killed_goes_on_here(nodes, slow, tmp_path):
-    config, folder, here = slow
+def test_a_comparison_whose_driver_was_killed_goes_on_here(nodes, orders, longer, tmp_path):
+    config, folder, here = longer
     there = tmp_path / "there"
-    words = ["compare", folder / "slow.toml", "--models", "smf", "--seeds", 1, "--tune", 3, "--out",
-             there, "--on", "ray", "--address", nodes.address]  # fmt: skip
+    words = ["compare", folder / "longer.toml", "--models", "smf", "--seeds", 1, "--tune", 3,
+             "--out", there, "--on", "ray", "--address", nodes.address]  # fmt: skip
+    orders.give("pretrain", "wait 5")
     driver = subprocess.Popen([sys.executable, "-m", "musketeers", *map(str, words)])
-    # a try that has states of its stages
-    while not any(folders(there / "checkpoints", "1")):
+    while not orders.is_obeyed("pretrain"):
         assert driver.poll() is None
         time.sleep(0.05)
     driver.kill()
     driver.wait()
-    assert not list(there.glob("jobs/*/*/*"))
-    command.run(config, folder, there, **SLOWLY, workers=Processes.of(1), resume=True)
+    # the other domain's may have ended, on the other node
+    assert len(list(there.glob("jobs/*/*/*"))) < 2
+    command.run(config, folder, there, **LONGER, workers=Processes.of(1), resume=True)
+    orders.end("pretrain")
     check_same(here, there)
 
 

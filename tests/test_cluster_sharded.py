@@ -49,7 +49,7 @@ film = "film.parquet"
 [pretrain]
 method = "bpr"
 tries = 2
-max_epochs = 12
+max_epochs = 6
 [cat]
 max_epochs = 3
 [art]

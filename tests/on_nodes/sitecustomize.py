@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-STATE = re.compile(r"/checkpoints/(\w+)/.+/(\d+)(-\w+)?$")
+STATE = re.compile(r"/checkpoints/(?:.+/)?(pretrain|cat|art)/.+/(\d+)(-\w+)?$")
 ON_THE_WAY = 0.3
 """Seconds in which what was told before arrives."""
 

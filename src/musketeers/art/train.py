@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int
 from torch import Generator, Tensor
 
-from musketeers import modules
 from musketeers.art.inputs import Batch, Inputs, Lesson, blocks
 from musketeers.art.lanes import Lanes
 from musketeers.art.model import AttentionTransfer
@@ -20,6 +18,7 @@ from musketeers.device import gpu
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
 from musketeers.group import group, in_steps, mean_of, own, total
+from musketeers.modules import Adam, weights_of
 from musketeers.parallel import available_threads
 from musketeers.pretrain.lanes import lanes_for
 from musketeers.pretrain.mf import Pretrained
@@ -76,7 +75,7 @@ def transfer(
     if not kept:
         training.restore(start)
     attention = training.mean_attention() if kept else {}
-    weights = modules.weights_of(training.model)
+    weights = weights_of(training.model)
     return Transferred(training.factors(), kept, attention, weights, history)
 
 
@@ -173,9 +172,7 @@ class _Transfer:
             config.pretrain.candidates,
         )
         self._computer = _computer(self.model, self._inputs, lesson, self.lanes)
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.art.learning_rate, weight_decay=0, fused=True
-        )
+        self._optimizer = Adam(self.model, learning_rate=config.art.learning_rate)
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`."""
@@ -215,11 +212,11 @@ class _Transfer:
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
         items = {"items": self.lanes.items, "item_squares": self.lanes.squares}
-        return {**modules.state_of(self.model, self._optimizer), **items}
+        return {**self._optimizer.state(), **items}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainable.restore`."""
-        modules.restore(self.model, self._optimizer, state)
+        self._optimizer.restore(state)
         self.lanes.restore(state["items"], state["item_squares"])
 
     def _batches(self, stream: Seed) -> Iterator[Batch]:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Generator, Tensor
 
-from musketeers import modules
 from musketeers.baselines.ga_network import AttentiveTowers, cross_entropy, directions
 from musketeers.baselines.graph_bpr import Sampler
 from musketeers.baselines.joint import mean_ndcg, trains
@@ -17,6 +16,7 @@ from musketeers.data.domains import Split
 from musketeers.errors import ConfigError
 from musketeers.evaluation.validation import Validation
 from musketeers.exchange import UserEmbeddings
+from musketeers.modules import Adam
 from musketeers.ranking import Factors
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
@@ -150,9 +150,7 @@ class _Training:
         self._samplers = [Sampler(validations[name].split.train) for name in vectors]
         init = Generator().manual_seed(seed.child("init").integer())
         self.network = AttentiveTowers(n_users, n_domains, dim, settings.doublings, generator=init)
-        self._optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=0, fused=True
-        )
+        self._optimizer = Adam(self.network, learning_rate=settings.learning_rate)
 
     def epoch(self, number: int) -> float:
         """See `Trainable.epoch`; each domain's batches are spread evenly over the epoch."""
@@ -165,7 +163,7 @@ class _Training:
         ]
         loss = 0.0
         for _, domain, pairs in sorted(turns, key=lambda turn: turn[0]):
-            self._optimizer.zero_grad()
+            self.network.zero_grad()
             step = self.loss(domain, pairs, rng)
             step.backward()
             self._optimizer.step()
@@ -229,11 +227,11 @@ class _Training:
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
-        return modules.state_of(self.network, self._optimizer)
+        return self._optimizer.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainable.restore`."""
-        modules.restore(self.network, self._optimizer, state)
+        self._optimizer.restore(state)
 
 
 def _scaled(vectors: Float32[np.ndarray, "row dim"]) -> Float32[np.ndarray, "row dim"]:

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Generator, Tensor
 
-from musketeers import modules
 from musketeers.cat.lanes import Lanes
 from musketeers.cat.model import ContrastiveAutoencoder
 from musketeers.cat.on_gpu import OnGpu
@@ -17,6 +16,7 @@ from musketeers.config import CatConfig
 from musketeers.device import gpu
 from musketeers.exchange import UserEmbeddings
 from musketeers.group import mean_of, own, total
+from musketeers.modules import Adam, weights_of
 from musketeers.parallel import available_threads
 from musketeers.seeding import Seed
 from musketeers.training import History, Job, fit
@@ -84,7 +84,7 @@ def align(
     users = training.encode()
     length = float(mean_of(np.linalg.norm(users, axis=1))) or 1.0
     users /= np.float32(length)
-    return Aligned(users, length, modules.weights_of(training.model), history)
+    return Aligned(users, length, weights_of(training.model), history)
 
 
 def mask_one(
@@ -119,9 +119,7 @@ class _Alignment:
         init = Generator().manual_seed(seed.child("init").integer())
         self.model = ContrastiveAutoencoder(n_domains, dim, generator=init)
         self._computer = _computer(self.model, shared, config, n_threads=n_threads)
-        self._optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=0, fused=True
-        )
+        self._optimizer = Adam(self.model, learning_rate=config.learning_rate)
         somewhere = np.flatnonzero(shared.known.any(axis=1))
         order = own(seed).child("held out").numpy().permutation(somewhere)
         n_held_out = max(1, round(config.held_out * len(order)))
@@ -152,11 +150,11 @@ class _Alignment:
 
     def state(self) -> Mapping[str, np.ndarray]:
         """See `Trainable.state`."""
-        return modules.state_of(self.model, self._optimizer)
+        return self._optimizer.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Trainable.restore`."""
-        modules.restore(self.model, self._optimizer, state)
+        self._optimizer.restore(state)
 
     def _visible(
         self, rows: Int[np.ndarray, " user"], seed: Seed

@@ -62,14 +62,14 @@ class Collective:
         self, arrays: Sequence[Shaped[np.ndarray, "..."]]
     ) -> list[Shaped[np.ndarray, "..."]]:
         """See `Group.exchanged`."""
-        first, n_mine = arrays[0], np.array([[len(array) for array in arrays]])
-        n_theirs = np.concatenate(self.gathered(n_mine))[:, self.place]
+        first, n_mine = arrays[0], np.array([len(array) for array in arrays])
+        n_theirs = np.array([int(n[self.place]) for n in self._all(torch.from_numpy(n_mine))])
         found = np.empty((n_theirs.sum(), *first.shape[1:]), first.dtype)
         n_bytes = first.dtype.itemsize * int(np.prod(first.shape[1:]))
         _reached(
             dist.all_to_all_single,
             _bytes(found), _bytes(np.concatenate(arrays)),
-            (n_bytes * n_theirs).tolist(), (n_bytes * n_mine[0]).tolist(),
+            (n_bytes * n_theirs).tolist(), (n_bytes * n_mine).tolist(),
         )  # fmt: skip
         return np.split(found, np.cumsum(n_theirs)[:-1])
 

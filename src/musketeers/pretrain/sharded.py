@@ -66,8 +66,10 @@ class ShardedItems:
         exchanged = self._members.exchanged
         asked = exchanged(np.split(self._numbers, self._starts(self._numbers)))
         own = [numbers - self._edges[self._members.place] for numbers in asked]
-        self._rows = np.concatenate(exchanged([self.items[rows] for rows in own]))
-        self._sums = np.concatenate(exchanged([self.squares[rows] for rows in own]))
+        # together: of small blocks a message costs more than what is in it
+        found = [np.column_stack((self.items[rows], self.squares[rows])) for rows in own]
+        fetched = np.concatenate(exchanged(found))
+        self._rows, self._sums = fetched[:, :-1], fetched[:, -1]
         self._places[self._numbers] = np.arange(len(self._numbers))
         self._lanes = self._apart()
 
@@ -82,11 +84,11 @@ class ShardedItems:
         moved -= self._rows
         added -= self._sums
         changed = (added != 0) | moved.any(axis=1)
-        moved, added = moved[changed], added[changed]
+        changes = np.column_stack((moved[changed], added[changed]))
         starts = self._starts(numbers := self._numbers[changed])
         exchanged = self._members.exchanged
         theirs = exchanged(np.split(numbers, starts))
-        self._take(theirs, exchanged(np.split(moved, starts)), exchanged(np.split(added, starts)))
+        self._take(theirs, exchanged(np.split(changes, starts)))
         self._let_go()
 
     def table(self) -> Float32[np.ndarray, "item dim"]:
@@ -140,20 +142,20 @@ class ShardedItems:
     def _take(
         self,
         numbers: Sequence[Int32[np.ndarray, "..."]],
-        moved: Sequence[Float32[np.ndarray, "..."]],
-        added: Sequence[Float32[np.ndarray, "..."]],
+        changes: Sequence[Float32[np.ndarray, "..."]],
     ) -> None:
-        """Add the members' changes, one member's after the other's, to the rows held here."""
+        """Add the members' changes, one member's after the other's, to the rows held here.
+
+        The last column is what they add to Adagrad's sums.
+        """
         rows, of_each = np.unique(np.concatenate(numbers), return_inverse=True)
-        sums = np.zeros((len(rows), self.items.shape[1]), np.float32)
-        squares = np.zeros(len(rows), np.float32)
+        summed = np.zeros((len(rows), self.items.shape[1] + 1), np.float32)
         starts = np.cumsum([len(one) for one in numbers])[:-1]
-        for places, change, square in zip(np.split(of_each, starts), moved, added, strict=True):
-            sums[places] += change
-            squares[places] += square
+        for places, change in zip(np.split(of_each, starts), changes, strict=True):
+            summed[places] += change
         own = rows - self._edges[self._members.place]
-        self.items[own] += sums
-        self.squares[own] += squares
+        self.items[own] += summed[:, :-1]
+        self.squares[own] += summed[:, -1]
 
 
 ItemTable = ItemLanes | ShardedItems
