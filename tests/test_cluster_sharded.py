@@ -343,7 +343,7 @@ def test_data_that_cannot_be_read_leave_no_run(base, nodes):
 
 
 def test_too_few_processors_are_named(base, nodes):
-    with pytest.raises(ClusterError, match=r"5 members need 1 CPUs each, but the nodes .* 2, 2;"):
+    with pytest.raises(ClusterError, match=r"5 members need 1 CPU each, but the nodes .* 2, 2;"):
         run(base, nodes, base / "small", n_shards=5)
     with pytest.raises(ClusterError, match="a member needs 3 CPUs, but the largest node"):
         run(base, nodes, base / "small", threads=3)

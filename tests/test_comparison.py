@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 import threading
 import time
 import tracemalloc
@@ -34,7 +35,7 @@ from musketeers.data.interactions import Interactions
 from musketeers.data.overlap import DomainFacts, OverlapReport
 from musketeers.data.synthetic import planted
 from musketeers.data.vocabulary import Vocabulary
-from musketeers.errors import ArtifactError, ConfigError, DivergedError, RunError
+from musketeers.errors import ArtifactError, ConfigError, DivergedError, MissingExtraError, RunError
 from musketeers.evaluation.compare import compare, holm
 from musketeers.evaluation.evaluate import PerUser
 from musketeers.models import attempts, needs, registry
@@ -44,6 +45,7 @@ from musketeers.models.registry import MODELS
 from musketeers.models.space import Choice, Range
 from musketeers.models.tuning import Try, best_of, tries, tune
 from musketeers.pipeline import smf, validations
+from musketeers.runs import fit_run
 from musketeers.seeding import Seed
 from musketeers.task import Task, unwatched
 
@@ -863,6 +865,20 @@ def test_other_sizes_are_refused(text):
 def test_bad_wishes_are_refused(small, names, seeds, tries, message):
     with pytest.raises(ConfigError, match=message):
         checked(names, small[0], n_seeds=seeds, n_tries=tries)
+
+
+def test_without_optuna_tuning_is_refused_before_anything_is_written(small, tmp_path, monkeypatch):
+    config, folder = small
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    line = r"tuning needs optuna; install it with pip install 'musketeers\[compare\]'"
+    with pytest.raises(MissingExtraError, match=line):
+        checked(["pop"], config, n_seeds=1, n_tries=2)
+    with pytest.raises(MissingExtraError, match=line):
+        fit_run(config, folder, tmp_path / "run", only="smf", n_tries=2)
+    assert not list(tmp_path.iterdir())
+    # one try has the defaults, and pop has nothing to tune
+    assert checked(["pop"], config, n_seeds=1, n_tries=1) == ("smf", "pop")
+    assert fit_run(config, folder, tmp_path / "run", only="pop", n_tries=2).metrics["pop"]
 
 
 @pytest.mark.parametrize("name", ["cat_art", "linear", "pooled_ease"])

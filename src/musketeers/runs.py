@@ -36,7 +36,7 @@ from musketeers.models.attempts import Attempts, attempt
 from musketeers.models.model import Fitted, Made
 from musketeers.models.needs import FACTORS, Size, check_fit, refusal
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import Try, Tuned, fitted
+from musketeers.models.tuning import Try, Tuned, check_installed, fitted
 from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.pipeline import Models, cat_art, choices, smf, validations
 from musketeers.pretrain import given
@@ -315,7 +315,10 @@ def evaluate_run(
 def models_to_measure(
     only: str | None = None, n_tries: int = 1, *, n_domains: int
 ) -> tuple[str, ...]:
-    """Those of a fit, the one that recommends last; `ConfigError` for what cannot be."""
+    """Those of a fit, the one that recommends last; `ConfigError` for what cannot be.
+
+    Raises `MissingExtraError` if they are to be tuned and Optuna is not installed.
+    """
     if n_tries < 1:
         raise ConfigError(f"tries is {n_tries}; train at least once")
     if only is None and n_tries > 1:
@@ -323,6 +326,8 @@ def models_to_measure(
     if only is None:
         return (*(STAGED if n_domains > 1 else ("pop", "smf")), "chosen")
     registry.check([only], n_domains=n_domains)
+    if n_tries > 1 and MODELS[only].space:
+        check_installed()
     return (only,)
 
 

@@ -83,7 +83,7 @@ class Cluster:
         `smaller` says what makes it need less memory.
         """
         kinds: tuple[tuple[Callable[[Needs | Node], float], Callable[[float], str], str], ...] = (
-            (lambda of: of.cpus, _cpus, "take fewer (--threads) or add a node that has them"),
+            (lambda of: of.cpus, in_cpus, "take fewer (--threads) or add a node that has them"),
             (lambda of: of.gpus, _gpus, "leave out the device or add a node that has one"),
             (lambda of: of.memory, _memory, f"add a node that has it, or {smaller}"),
         )
@@ -343,7 +343,8 @@ def _sight() -> Callable[..., dict[str, Any]]:
     return sight
 
 
-def _cpus(number: float) -> str:
+def in_cpus(number: float) -> str:
+    """In words: ``1 CPU``, ``2 CPUs``."""
     return f"{number:g} CPU{'' if number == 1 else 's'}"
 
 

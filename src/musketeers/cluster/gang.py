@@ -12,7 +12,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from musketeers.cluster.board import Board
 from musketeers.cluster.collective import MembersLostError
-from musketeers.cluster.connection import Cluster, Needs
+from musketeers.cluster.connection import Cluster, Needs, in_cpus
 from musketeers.cluster.distant import Distant, hearing
 from musketeers.cluster.members import Errand, work
 from musketeers.errors import ClusterError, MusketeersError
@@ -34,8 +34,8 @@ def check_processors(cluster: Cluster, n_members: int, n_threads: int) -> None:
     cluster.check("a member", Needs(n_threads))
     if sum(floor(node.cpus / n_threads) for node in cluster.nodes) < n_members:
         raise ClusterError(
-            f"{n_members} members need {n_threads} CPUs each, but the nodes of the cluster have "
-            f"{', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer shards or "
+            f"{n_members} members need {in_cpus(n_threads)} each, but the nodes of the cluster "
+            f"have {', '.join(f'{node.cpus:g}' for node in cluster.nodes)}; take fewer shards or "
             "threads, or add nodes"
         )
 

@@ -13,6 +13,7 @@ from musketeers.config import RunConfig
 from musketeers.errors import ConfigError
 from musketeers.memory import peak
 from musketeers.models.registry import MODELS, check
+from musketeers.models.tuning import check_installed
 
 OnDone = Callable[[Job, int, int], None]
 """(job, jobs done, jobs in all)"""
@@ -50,7 +51,8 @@ def compare_models(
     others', and is named in `Study.failed`.  With `sampled` all are also measured among random
     items.
 
-    Raises `ConfigError` for an unknown model or a number below 1.
+    Raises `ConfigError` for an unknown model or a number below 1, and `MissingExtraError` where
+    Optuna is not installed and there are several tries.
     """
     names = checked(models, config, n_seeds=n_seeds, n_tries=n_tries)
     plan = Plan(configuration.dump(config), base, out, n_tries, 1, workers.memory, sampled)
@@ -98,5 +100,7 @@ def checked(
             f"pretrain.given has vectors of {', '.join(config.pretrain.given)}, but a comparison "
             "trains every model itself; set pretrain.method to bpr or ials"
         )
+    if n_tries > 1:
+        check_installed()
     # the domain alone is what everything is measured against
     return tuple(dict.fromkeys(["smf", *models]))

@@ -167,15 +167,22 @@ def best_of(found: Sequence[Try]) -> int | None:
     return max(valid, key=valid.__getitem__, default=None)
 
 
-def _study(seed: Seed) -> Any:
-    """An Optuna study that proposes settings to be tried."""
+def check_installed() -> None:
+    """Raise `MissingExtraError` if Optuna is not: before anything is read or written."""
     try:
-        import optuna
+        import optuna  # noqa: F401
     except ImportError:
         raise MissingExtraError(
             "tuning needs optuna; install it with pip install 'musketeers[compare]', or ask for "
             "one try to use the defaults"
         ) from None
+
+
+def _study(seed: Seed) -> Any:
+    """An Optuna study that proposes settings to be tried."""
+    check_installed()
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed.integer() % 2**32, n_startup_trials=_DRAWN)
     return optuna.create_study(direction="maximize", sampler=sampler)
