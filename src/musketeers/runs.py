@@ -36,7 +36,7 @@ from musketeers.models.attempts import Attempts, attempt
 from musketeers.models.model import Fitted, Made
 from musketeers.models.needs import FACTORS, Size, check_fit, refusal
 from musketeers.models.registry import MODELS
-from musketeers.models.tuning import Try, Tuned, check_installed, fitted
+from musketeers.models.tuning import Try, Tuned, fitted, optuna
 from musketeers.parallel import available_threads, libraries_on_one_thread
 from musketeers.pipeline import Models, cat_art, choices, smf, validations
 from musketeers.pretrain import given
@@ -327,7 +327,7 @@ def models_to_measure(
         return (*(STAGED if n_domains > 1 else ("pop", "smf")), "chosen")
     registry.check([only], n_domains=n_domains)
     if n_tries > 1 and MODELS[only].space:
-        check_installed()
+        optuna()  # better missed now than when data are read
     return (only,)
 
 

@@ -13,7 +13,7 @@ from musketeers.config import RunConfig
 from musketeers.errors import ConfigError
 from musketeers.memory import peak
 from musketeers.models.registry import MODELS, check
-from musketeers.models.tuning import check_installed
+from musketeers.models.tuning import optuna
 
 OnDone = Callable[[Job, int, int], None]
 """(job, jobs done, jobs in all)"""
@@ -101,6 +101,6 @@ def checked(
             "trains every model itself; set pretrain.method to bpr or ials"
         )
     if n_tries > 1:
-        check_installed()
+        optuna()  # better missed now than by each model
     # the domain alone is what everything is measured against
     return tuple(dict.fromkeys(["smf", *models]))

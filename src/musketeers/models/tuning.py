@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from statistics import fmean
 from typing import Any, Generic, TypeVar, cast
 
@@ -167,10 +168,10 @@ def best_of(found: Sequence[Try]) -> int | None:
     return max(valid, key=valid.__getitem__, default=None)
 
 
-def check_installed() -> None:
-    """Raise `MissingExtraError` if Optuna is not: before anything is read or written."""
+def optuna() -> Any:
+    """The package that proposes settings; `MissingExtraError` where it is not installed."""
     try:
-        import optuna  # noqa: F401
+        return import_module("optuna")
     except ImportError:
         raise MissingExtraError(
             "tuning needs optuna; install it with pip install 'musketeers[compare]', or ask for "
@@ -180,12 +181,10 @@ def check_installed() -> None:
 
 def _study(seed: Seed) -> Any:
     """An Optuna study that proposes settings to be tried."""
-    check_installed()
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed.integer() % 2**32, n_startup_trials=_DRAWN)
-    return optuna.create_study(direction="maximize", sampler=sampler)
+    package = optuna()
+    package.logging.set_verbosity(package.logging.WARNING)
+    sampler = package.samplers.TPESampler(seed=seed.integer() % 2**32, n_startup_trials=_DRAWN)
+    return package.create_study(direction="maximize", sampler=sampler)
 
 
 def _proposal(study: Any, space: Space) -> tuple[Any, dict[str, Any]]:
@@ -206,8 +205,6 @@ def _suggestion(trial: Any, name: str, bounds: Range | Choice) -> Any:
 
 def _tell(study: Any, trial: Any, tried: Try) -> None:
     if tried.valid is None:
-        from optuna.trial import TrialState
-
-        study.tell(trial, state=TrialState.FAIL)
+        study.tell(trial, state=optuna().trial.TrialState.FAIL)
     else:
         study.tell(trial, tried.valid)
