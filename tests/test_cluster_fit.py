@@ -14,7 +14,6 @@ import pytest
 import ray
 from clusters import Orders, add_node, bury, cluster
 from planted_files import write_run
-from test_cli import call
 from test_resume import digests
 
 import musketeers
@@ -227,13 +226,17 @@ def test_a_job_that_no_node_can_do_is_refused_before_anything_is_written(base, n
 
 
 def test_the_command(base, nodes, tmp_path):
-    words = [base / "run.toml", "--threads", 1, "--only", "smf", "--out", tmp_path / "run"]
-    code, told, log = call("fit", *words, "--on", "ray", "--address", nodes.address)
-    assert code == 0, log
+    # a process of its own, to which Ray would tell what it does when it is connected
+    command = [
+        sys.executable, "-m", "musketeers", "fit", str(base / "run.toml"), "--threads", "1",
+        "--only", "smf", "--out", str(tmp_path / "run"), "--on", "ray", "--address", nodes.address,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     # on a busy machine reading leaves a line too
-    lines = [line.split()[:2] for line in sorted(log.splitlines()) if line[:4] != "read"]
+    lines = [line.split()[:2] for line in sorted(done.stderr.splitlines()) if line[:4] != "read"]
     assert lines == [["pretrain", "film"], ["pretrain", "tv"]]
-    assert told.startswith(b" ")
+    assert done.stdout.startswith(" ")
 
 
 def test_what_an_attempt_tells_that_was_given_up_is_not_shown():
