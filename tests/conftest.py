@@ -39,3 +39,16 @@ def finished(tmp_path_factory):
     from serving import fitted
 
     return fitted(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(params=["float32", "float16"])
+def kept_as(request, monkeypatch):
+    """How lanes keep items, whatever the table's size."""
+    from musketeers.instructions import has_float16
+    from musketeers.pretrain import lanes
+
+    if request.param == "float16":
+        if not has_float16():
+            pytest.skip("this processor has no float16")
+        monkeypatch.setattr(lanes, "LARGE", 0)
+    return request.param

@@ -4,10 +4,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from numba import njit
 from scipy.stats import chisquare
 
 from musketeers.data.interactions import Interactions
+from musketeers.instructions import dithered, has_float16, kept, widened
 from musketeers.pretrain import kernels
+from musketeers.pretrain import lanes as lane_tables
 from musketeers.pretrain.lanes import ItemLanes, even_parts
 
 START = 1e-3
@@ -334,35 +337,164 @@ def test_draws_depend_on_key_and_user_never_on_the_company():
     assert not np.array_equal(drawn(train, vectors, key=8), together)
 
 
-def test_lanes_add_up_what_each_changed():
+# --- tables in float16
+
+float16 = pytest.mark.skipif(not has_float16(), reason="this processor has no float16")
+
+
+@njit
+def nearest(table, numbers):
+    for place in range(len(table)):
+        table[place] = kept(table, numbers[place])
+
+
+@njit
+def rounded(table, number, first):
+    """The number by as many roundings as the table has places, with noise from `first` on."""
+    for place in range(len(table)):
+        table[place] = dithered(table, number, np.uint64(first + place))
+
+
+@njit
+def wide(table, numbers):
+    for place in range(len(table)):
+        numbers[place] = widened(table[place])
+
+
+@float16
+@given(st.lists(st.floats(width=32), min_size=1))
+def test_the_nearest_float16_is_numpys_and_comes_back_the_same(numbers):
+    numbers = np.array(numbers, np.float32)
+    found, back, same = np.empty_like(numbers, np.uint16), np.empty_like(numbers), numbers.copy()
+    nearest(found, numbers)
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(np.float16)
+    np.testing.assert_array_equal(found.view(np.float16), expected)
+    wide(found, back)
+    np.testing.assert_array_equal(back, expected.astype(np.float32))
+    nearest(same, numbers)
+    np.testing.assert_array_equal(same, numbers)
+
+
+@float16
+@given(st.floats(2.0**-13, 60000, width=32), st.booleans(), st.integers(0, 2**60))
+def test_of_the_two_nearest_float16_either_so_that_the_mean_is_the_number(size, negative, first):
+    number = np.float32(-size if negative else size)
+    found = np.empty(8192, np.uint16)
+    rounded(found, number, first)
+    values = found.view(np.float16).astype(np.float64)
+    assert len(np.unique(values)) <= 2
+    spacing = float(np.spacing(np.float16(size)))
+    assert abs(values - number).max() <= spacing
+    assert values.mean() == pytest.approx(number, abs=spacing * 1e-6)
+    assert (np.float32(np.float16(number)) != number) or (values == number).all()
+
+
+@float16
+def test_infinity_and_nan_stay_what_they_are():
+    found = np.empty(8192, np.uint16)
+    for number in (np.float32(np.inf), np.float32(-np.inf), np.float32(np.nan), np.float32(1e30)):
+        rounded(found, number, 0)
+        assert not np.isfinite(found.view(np.float16)).any()
+
+
+@float16
+@pytest.mark.parametrize("loop", [train_users, train_items])
+def test_tables_in_float16_learn_the_same_within_their_spacing(loop):
+    rng = np.random.default_rng(8)
+    users, items = tables(rng, n_users=30, n_items=50, dim=16)
+    train = liked([rng.choice(50, 9, replace=False) for _ in users], n_items=50)
+    halves = items.astype(np.float16)
+    expected = loop(train, users, halves.astype(np.float32), rate=0.1, candidates=4)
+    found = list(loop(train, users, halves.view(np.uint16), rate=0.1, candidates=4))
+    (place,) = (n for n, one in enumerate(found) if getattr(one, "dtype", None) == np.uint16)
+    found[place] = found[place].view(np.float16).astype(np.float32)
+    assert not np.array_equal(found[place], expected[place])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02)
+
+
+@float16
+def test_steps_far_smaller_than_the_spacing_of_float16_are_not_lost():
+    """To the nearest alone, the item would stay where it is."""
+    n_users = 5000
+    train = liked([[0]] * n_users, n_items=2)
+    users = np.full((n_users, 64), 0.2, np.float32)
+    items = np.full((2, 64), 100, np.float16)
+    start = items.astype(np.float32)
+    settings = {"rate": 0.1, "strength": 0.0}
+    *_, expected, _, _, _ = train_users(train, users, start, **settings)
+    *_, found, _, _, _ = train_users(train, users, items.view(np.uint16), **settings)
+    moved = (found.view(np.float16) - start)[0], (expected - start)[0]
+    # after the first few, steps are below a hundredth, and the spacing is 1 / 16
+    assert moved[1].min() > 0.3
+    assert moved[0].mean() == pytest.approx(moved[1].mean(), rel=0.03)
+
+
+# --- lanes
+
+
+def change(rows, by):
+    """Add to a lane's items, however it keeps them."""
+    items = rows.items.view(np.float16) if rows.items.dtype == np.uint16 else rows.items
+    items += by.astype(items.dtype)
+
+
+@pytest.mark.parametrize("n_lanes", [1, 3])
+def test_lanes_add_up_what_each_changed(n_lanes, kept_as):
     rng = np.random.default_rng(6)
-    # whole numbers, which float32 adds without rounding
+    # whole numbers, which are added without rounding
     items = rng.integers(-9, 9, (7, 3)).astype(np.float32)
     squares = rng.integers(1, 9, 7).astype(np.float32)
-    lanes = ItemLanes(items.copy(), squares.copy(), n_lanes=3)
-    changes = rng.integers(-5, 5, (3, 7, 3)) * (rng.random((3, 7, 1)) < 0.5)
-    growth = rng.integers(0, 5, (3, 7)) * changes.any(axis=2)
+    lanes = ItemLanes(items.copy(), squares.copy(), n_lanes=n_lanes)
+    changes = rng.integers(-5, 5, (n_lanes, 7, 3)) * (rng.random((n_lanes, 7, 1)) < 0.5)
+    growth = rng.integers(0, 5, (n_lanes, 7)) * changes.any(axis=2)
 
     def job(part, rows):
         lane = part.start
-        rows.items[:] += changes[lane].astype(np.float32)
+        change(rows, changes[lane])
         rows.squares[:] += growth[lane].astype(np.float32)
         rows.touched[:] |= changes[lane].any(axis=1)
         return float(lane)
 
     for passes in (1, 2):  # the second starts from the merged values in every lane
-        assert lanes.run(np.ones(3, np.int64), job) == [0, 1, 2]
+        assert lanes.run(np.ones(n_lanes, np.int64), job) == list(range(n_lanes))
         lanes.merge()
         np.testing.assert_array_equal(lanes.items, items + passes * changes.sum(axis=0))
         np.testing.assert_array_equal(lanes.squares, squares + passes * growth.sum(axis=0))
 
 
-def test_restored_lanes_all_start_from_the_saved_values():
+@float16
+def test_what_float16_has_not_of_an_item_is_kept_through_merges(monkeypatch):
+    monkeypatch.setattr(lane_tables, "LARGE", 0)
+    items = np.full((2, 3), 1 / 3, np.float32)
+    lanes = ItemLanes(items, np.ones(2, np.float32), n_lanes=2)
+
+    def job(part, rows):
+        rows.touched[:] = True
+        change(rows, np.full((2, 3), 0.25))
+
+    for _ in range(3):
+        lanes.run(np.ones(2, np.int64), job)
+        lanes.merge()
+    # each lane's quarter is rounded once more where float16 is spaced more widely
+    np.testing.assert_allclose(lanes.items, items + 6 * 0.25, atol=3e-3)
+    lanes = ItemLanes(items, np.ones(2, np.float32), n_lanes=2)
+    lanes.run(np.ones(2, np.int64), lambda part, rows: rows.touched.fill(True))
+    lanes.merge()
+    assert lanes.items.tobytes() == items.tobytes()
+
+
+def test_restored_lanes_all_start_from_the_saved_values(kept_as):
     lanes = ItemLanes(np.zeros((4, 2), np.float32), np.zeros(4, np.float32), n_lanes=2)
     saved = np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.float32)
     lanes.restore(*saved)
     seen = []
-    lanes.run(np.ones(2, np.int64), lambda part, rows: seen.append(rows.items.copy()) or 0.0)
+
+    def job(part, rows):
+        seen.append(rows.items.view(np.float16) if kept_as == "float16" else rows.items.copy())
+
+    lanes.run(np.ones(2, np.int64), job)
     np.testing.assert_array_equal(seen, [saved[0]] * 2)
     np.testing.assert_array_equal(lanes.items, saved[0])
     assert not np.shares_memory(lanes.items, saved[0])

@@ -12,6 +12,8 @@ from musketeers.data.synthetic import planted
 from musketeers.errors import DataError, DivergedError
 from musketeers.evaluation.evaluate import evaluate
 from musketeers.evaluation.validation import MOST_USERS, Validation
+from musketeers.instructions import has_float16
+from musketeers.pretrain import lanes
 from musketeers.pretrain.mf import pretrain
 from musketeers.seeding import Seed
 from musketeers.training import Unwatched
@@ -62,7 +64,7 @@ def test_a_domain_alone_is_far_better_than_popularity(seed):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_the_same_seed_data_and_threads_give_the_same_bits(n_threads):
+def test_the_same_seed_data_and_threads_give_the_same_bits(n_threads, kept_as):
     split = small()
     first = fitted(split, n_threads=n_threads)
     assert same(first, fitted(split, n_threads=n_threads))
@@ -72,6 +74,19 @@ def test_the_same_seed_data_and_threads_give_the_same_bits(n_threads):
 def test_two_lanes_learn_as_well_as_one():
     split = planted(("tv",), Seed(0)).splits["tv"]
     best = [max(h.best.valid for h in fitted(split, n_threads=n).history) for n in (1, 2)]
+    assert best[1] == pytest.approx(best[0], abs=0.02)
+
+
+@pytest.mark.skipif(not has_float16(), reason="this processor has no float16")
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_large_tables_in_float16_learn_as_well(n_threads, monkeypatch):
+    split = planted(("tv",), Seed(0)).splits["tv"]
+    whole = fitted(split, n_threads=n_threads)
+    monkeypatch.setattr(lanes, "LARGE", 0)
+    halves = fitted(split, n_threads=n_threads)
+    assert not same(whole, halves)
+    assert halves.factors.items.dtype == np.float32
+    best = [max(h.best.valid for h in one.history) for one in (whole, halves)]
     assert best[1] == pytest.approx(best[0], abs=0.02)
 
 
@@ -119,7 +134,7 @@ def test_one_try_trains_as_it_is_set():
     assert result.regularization == 0.07
 
 
-def test_an_absurd_learning_rate_ends_with_the_epoch_and_the_cause():
+def test_an_absurd_learning_rate_ends_with_the_epoch_and_the_cause(kept_as):
     with pytest.raises(DivergedError, match=r"^epoch 1: training loss is (nan|inf); learning_rate"):
         fitted(small(), PretrainConfig(learning_rate=1e30))
 

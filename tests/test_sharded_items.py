@@ -66,7 +66,9 @@ def stages(splits, config, n, *, n_threads):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_two_members_learn_bit_by_bit_what_they_learn_where_both_have_all(splits, n_threads):
+def test_two_members_learn_bit_by_bit_what_they_learn_where_both_have_all(
+    splits, n_threads, kept_as
+):
     whole = stages(splits, how(CONFIG, "replicated"), 2, n_threads=n_threads)
     shared = stages(splits, how(CONFIG, "sharded"), 2, n_threads=n_threads)
     for one, other in zip(whole, shared, strict=True):
@@ -160,7 +162,7 @@ def test_fewer_items_than_members(splits):
     assert len({tuple(one) for one in together(4, work)}) == 1
 
 
-def test_stage_one_goes_on_from_each_members_own_rows(splits, tmp_path):
+def test_stage_one_goes_on_from_each_members_own_rows(splits, tmp_path, kept_as):
     class Stop(Exception):
         pass
 

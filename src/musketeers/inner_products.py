@@ -13,15 +13,14 @@ descending norm: no score exceeds ``|u| |v|``, so a user may stop early.
 
 import math
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, UInt8
 from numba import njit
-from numba.core.registry import cpu_target
 
 from musketeers.data.interactions import Interactions
-from musketeers.instructions import GROUP, STEP, TOGETHER, ask, lowest_bit, reached
+from musketeers.instructions import GROUP, STEP, TOGETHER, ask, compiled_for, lowest_bit, reached
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 
@@ -46,9 +45,7 @@ _PER_SCALE, _LENGTH, _ERROR, _NORM, _SHIFT, _LEAST = range(6)
 
 def supported(dim: int) -> bool:
     """Whether the loops below can be compiled here: for AVX-512 with its product of bytes."""
-    target: Any = cpu_target.target_context
-    _, _, features = target.codegen().magic_tuple()
-    return "+avx512vnni" in features.split(",") and 0 < dim <= _MOST_DIMENSIONS
+    return compiled_for("avx512vnni") and 0 < dim <= _MOST_DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

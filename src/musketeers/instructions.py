@@ -1,15 +1,20 @@
 """What a processor can do and Numba has no word for.
 
-`reached` needs AVX-512 with VNNI; all others compile everywhere.
+`reached` needs AVX-512 with VNNI, and what has to do with float16 `has_float16`; all others compile
+everywhere.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+_WORD = ir.IntType(32)
+_LINE = 64
+"""Bytes of a cache line."""
 _LANES = 16
 """32-bit sums in a register."""
 _REGISTERS = 4
@@ -19,6 +24,24 @@ GROUP = _LANES * _REGISTERS
 """Items that are multiplied at once."""
 TOGETHER = 6
 """Users that are multiplied at once: 6 x 4 registers of sums, of 32, never go to memory."""
+
+
+def compiled_for(feature: str) -> bool:
+    """Whether loops are compiled for a processor that has this, in LLVM's words."""
+    return f"+{feature}" in _target()[2].split(",")
+
+
+def has_float16() -> bool:
+    """Whether a float16 is turned into a float32, and back, by one instruction.
+
+    By that of every 64-bit Arm processor, and of x86 since 2012.
+    """
+    return compiled_for("f16c") or _target()[0].startswith(("aarch64", "arm64"))
+
+
+def _target() -> tuple[str, str, str]:
+    target: Any = cpu_target.target_context
+    return target.codegen().magic_tuple()
 
 
 @intrinsic
@@ -46,8 +69,68 @@ def prefetch(_typing, table, _row, _column):
 @no_type_check
 def ask(table, row):
     """Ask for ``table[row]``: from a large table, waiting for a row costs more than arithmetic."""
-    for d in range(0, table.shape[1], 16):
+    for d in range(0, table.shape[1], _LINE // table.itemsize):
         prefetch(table, row, d)
+
+
+@intrinsic
+@no_type_check
+def widened(_typing, number):
+    """The number itself, or, of a uint16, the float32 that these bits of a float16 stand for."""
+
+    @no_type_check
+    def codegen(_context, builder, _signature, arguments):
+        if number != types.uint16:
+            return arguments[0]
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return _taken(number)(number), codegen
+
+
+@intrinsic
+@no_type_check
+def kept(_typing, table, _number):
+    """A number as `table` keeps it: as it is, or the bits of the nearest float16 (uint16)."""
+
+    @no_type_check
+    def codegen(_context, builder, _signature, arguments):
+        return _kept(builder, table.dtype, arguments[1])
+
+    return table.dtype(table, _taken(table.dtype)), codegen
+
+
+@intrinsic
+@no_type_check
+def dithered(_typing, table, _number, _noise):
+    """The same, but of the two nearest float16 either, the nearer one more often.
+
+    So what is added in steps that are small beside the spacing of float16 is not lost, on average
+    over `_noise`, whole numbers of which the lowest 13 bits are uniform.
+    """
+
+    @no_type_check
+    def codegen(_context, builder, _signature, arguments):
+        _, number, noise = arguments
+        if table.dtype == types.uint16:
+            # of a float32's bits float16 has not the last 13
+            last = ir.Constant(_WORD, 0x1FFF)
+            bits = builder.add(builder.bitcast(number, _WORD), builder.and_(noise, last))
+            number = builder.bitcast(builder.and_(bits, builder.not_(last)), ir.FloatType())
+        return _kept(builder, table.dtype, number)
+
+    return table.dtype(table, _taken(table.dtype), types.uint32), codegen
+
+
+@no_type_check
+def _taken(kind):
+    return types.float32 if kind == types.uint16 else kind
+
+
+@no_type_check
+def _kept(builder, kind, number):
+    if kind != types.uint16:
+        return number
+    return builder.bitcast(builder.fptrunc(number, ir.HalfType()), ir.IntType(16))
 
 
 @intrinsic

@@ -16,7 +16,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from musketeers.instructions import ask
+from musketeers.instructions import ask, dithered, kept, widened
 from musketeers.splitmix import mix as _mix
 from musketeers.splitmix import stream as _stream
 
@@ -28,6 +28,10 @@ _loop = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 _part = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", forceinline=True)
 
 _ZERO, _ONE, _BIT = np.float32(0), np.float32(1), np.uint64(1)
+
+_PER_PAIR, _PER_DIMENSION = np.uint64(3393), np.uint32(5063)
+"""What the noise of a rounding grows by: odd, so that all of its 8,192 values come equally often,
+and near irrational shares of 8,192, so that those that follow each other lie far apart."""
 
 
 @_part
@@ -81,8 +85,22 @@ def _dot(vectors, row, items, item):
     """The inner product of ``vectors[row]`` and ``items[item]``."""
     score = _ZERO
     for d in range(items.shape[1]):
-        score += vectors[row, d] * items[item, d]
+        score += vectors[row, d] * widened(items[item, d])
     return score
+
+
+@_part
+@no_type_check
+def _noise(key, p):
+    """For the roundings of one interaction's step, another one in each epoch."""
+    return np.uint32(key + _PER_PAIR * np.uint64(p))
+
+
+@_part
+@no_type_check
+def _put(items, item, d, number, noise):
+    """Let ``items[item, d]`` be this number."""
+    items[item, d] = dithered(items, number, np.uint32(noise + _PER_DIMENSION * np.uint32(d)))
 
 
 @_part
@@ -190,7 +208,7 @@ def train_users(
             loss, factors = _added(loss, factors, difference, tail)
             sum_user, sum_first, sum_second = _ZERO, _ZERO, _ZERO
             for d in range(dim):
-                u, v, w = users[user, d], items[i, d], items[j, d]
+                u, v, w = users[user, d], widened(items[i, d]), widened(items[j, d])
                 step = push * (v - w) - regularization * u
                 sum_user += step * step
                 step = push * u - regularization * v
@@ -200,14 +218,15 @@ def train_users(
             square += sum_user * mean
             item_squares[i] += sum_first * mean
             item_squares[j] += sum_second * mean
+            noise = _noise(key, p)
             rate = learning_rate / np.sqrt(square)
             rate_i = learning_rate / np.sqrt(item_squares[i])
             rate_j = learning_rate / np.sqrt(item_squares[j])
             for d in range(dim):
-                u, v, w = users[user, d], items[i, d], items[j, d]
+                u, v, w = users[user, d], widened(items[i, d]), widened(items[j, d])
                 users[user, d] = u + rate * (push * (v - w) - regularization * u)
-                items[i, d] = v + rate_i * (push * u - regularization * v)
-                items[j, d] = w - rate_j * (push * u + regularization * w)
+                _put(items, i, d, v + rate_i * (push * u - regularization * v), noise)
+                _put(items, j, d, w - rate_j * (push * u + regularization * w), noise)
             touched[i] = touched[j] = True
         user_squares[user] = square
         _mark(liked, liked_items, start, stop, False)
@@ -271,7 +290,7 @@ def train_common_users(
             loss, factors = _added(loss, factors, difference, tail)
             sum_common, sum_own, sum_first, sum_second = _ZERO, _ZERO, _ZERO, _ZERO
             for d in range(dim):
-                u, v, w = both[row, d], items[i, d], items[j, d]
+                u, v, w = both[row, d], widened(items[i, d]), widened(items[j, d])
                 pull = push * (v - w)
                 step = pull - regularization * common[user, d]
                 sum_common += step * step
@@ -285,18 +304,19 @@ def train_common_users(
             own_square += sum_own * mean
             item_squares[i] += sum_first * mean
             item_squares[j] += sum_second * mean
+            noise = _noise(key, p)
             rate = learning_rate / np.sqrt(square)
             rate_own = learns * learning_rate / np.sqrt(own_square)
             rate_i = learning_rate / np.sqrt(item_squares[i])
             rate_j = learning_rate / np.sqrt(item_squares[j])
             for d in range(dim):
-                u, v, w = both[row, d], items[i, d], items[j, d]
+                u, v, w = both[row, d], widened(items[i, d]), widened(items[j, d])
                 pull = push * (v - w)
                 common[user, d] += rate * (pull - regularization * common[user, d])
                 own[user, d] += rate_own * (pull - own_regularization * own[user, d])
                 both[row, d] = common[user, d] + own[user, d]
-                items[i, d] = v + rate_i * (push * u - regularization * v)
-                items[j, d] = w - rate_j * (push * u + regularization * w)
+                _put(items, i, d, v + rate_i * (push * u - regularization * v), noise)
+                _put(items, j, d, w - rate_j * (push * u + regularization * w), noise)
             touched[i] = touched[j] = True
         common_squares[user], own_squares[user] = square, own_square
         _mark(liked, liked_items, start, stop, False)
@@ -355,7 +375,7 @@ def train_items(
             loss, factors = _added(loss, factors, difference, tail)
             sum_first, sum_second = _ZERO, _ZERO
             for d in range(dim):
-                u, v, w = vectors[r, d], items[i, d], items[j, d]
+                u, v, w = vectors[r, d], widened(items[i, d]), widened(items[j, d])
                 gradients[r, d] += push * (w - v)
                 step = push * u - regularization * v
                 sum_first += step * step
@@ -367,10 +387,11 @@ def train_items(
             item_squares[j] += sum_second * mean
             rate_i = learning_rate / np.sqrt(item_squares[i])
             rate_j = learning_rate / np.sqrt(item_squares[j])
+            noise = _noise(key, p)
             for d in range(dim):
-                u, v, w = vectors[r, d], items[i, d], items[j, d]
-                items[i, d] = v + rate_i * (push * u - regularization * v)
-                items[j, d] = w - rate_j * (push * u + regularization * w)
+                u, v, w = vectors[r, d], widened(items[i, d]), widened(items[j, d])
+                _put(items, i, d, v + rate_i * (push * u - regularization * v), noise)
+                _put(items, j, d, w - rate_j * (push * u + regularization * w), noise)
             touched[i] = touched[j] = True
         _mark(liked, liked_items, start, stop, False)
     return loss + np.log(factors)
@@ -416,7 +437,8 @@ def merge_rows(start, stop, items, item_squares, lane_items, lane_squares, lane_
             if lane_touched[lane, row]:
                 square += lane_squares[lane, row] - item_squares[row]
                 for d in range(dim):
-                    change[d] += lane_items[lane, row, d] - items[row, d]
+                    now = widened(lane_items[lane, row, d])
+                    change[d] += now - widened(kept(lane_items, items[row, d]))
                 lane_touched[lane, row] = False
         item_squares[row] += square
         for d in range(dim):
@@ -424,4 +446,4 @@ def merge_rows(start, stop, items, item_squares, lane_items, lane_squares, lane_
         for lane in range(n_lanes):
             lane_squares[lane, row] = item_squares[row]
             for d in range(dim):
-                lane_items[lane, row, d] = items[row, d]
+                lane_items[lane, row, d] = kept(lane_items, items[row, d])

@@ -10,11 +10,12 @@ from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64, UInt16
 
 from musketeers.data.interactions import Interactions
 from musketeers.device import gpu
 from musketeers.group import Group, group
+from musketeers.instructions import has_float16
 from musketeers.memory import on_cache_lines
 from musketeers.parallel import each
 from musketeers.pretrain import kernels
@@ -35,10 +36,16 @@ MET = 384
 on from what it knows, so what many of them add up to goes too far."""
 
 
+LARGE = 8 << 20
+"""Bytes of a table beyond which lanes keep it in float16: the rows come from a cache that is shared
+or from memory then, and half as many bytes of them are fetched sooner."""
+
+
 class Rows(NamedTuple):
     """What a lane sees of a table of items, and may change."""
 
-    items: Float32[np.ndarray, "row dim"]
+    items: Float32[np.ndarray, "row dim"] | UInt16[np.ndarray, "row dim"]
+    """Numbers, or the bits of such in float16 (`instructions.widened`)."""
     squares: Float32[np.ndarray, " row"]
     touched: Bool[np.ndarray, " row"]
     """Which rows were changed."""
@@ -54,8 +61,8 @@ Job = Callable[[slice, Rows], Result]
 class ItemLanes:
     """Copies of item vectors and their Adagrad sums, and one private copy of both per lane.
 
-    With one lane there is no private copy and no merge but with other `members`, by default those
-    of the `group`.
+    With one lane and a table that is not `LARGE` there is no private copy and no merge but with
+    other `members`, by default those of the `group`.
     """
 
     def __init__(
@@ -67,9 +74,10 @@ class ItemLanes:
         members: Group | None = None,
     ) -> None:
         self._members = members or group()
-        copies = n_lanes if n_lanes > 1 else 0
+        kept_as = np.float16 if items.nbytes > LARGE and has_float16() else np.float32
+        copies = n_lanes if n_lanes > 1 or kept_as is np.float16 else 0
         self.items, self.squares = on_cache_lines(*items.shape, dtype=np.float32), squares.copy()
-        self._items = on_cache_lines(copies, *items.shape, dtype=np.float32)
+        self._items = on_cache_lines(copies, *items.shape, dtype=kept_as)
         self._squares = np.empty((copies, len(items)), np.float32)
         together = self._members.size > 1
         self._merged = (np.empty_like(self.items), squares.copy()) if together else None
@@ -104,12 +112,12 @@ class ItemLanes:
         Until `merge` each lane sees its own changes alone.
         """
         parts = even_parts(costs, self.n_lanes)
-        if self.n_lanes == 1:
+        if not len(self._items):
             return [job(parts[0], Rows(self.items, self.squares, self._touched[0], places))]
         results: dict[int, Result] = {}
 
         def lane(number: int) -> None:
-            mine = self._items[number], self._squares[number], self._touched[number]
+            mine = self._kept()[number], self._squares[number], self._touched[number]
             results[number] = job(parts[number], Rows(*mine, places))
 
         each(lane, self.n_lanes, n_threads=self.n_lanes)
@@ -117,7 +125,7 @@ class ItemLanes:
 
     def merge(self) -> None:
         """Bring the changes of all lanes into `items` and `squares`, and give them to all lanes."""
-        if self.n_lanes > 1:
+        if len(self._items):
             each(self._merge, self.n_lanes, n_threads=self.n_lanes)
         if self._merged:
             self._merge_members(*self._merged)
@@ -135,7 +143,7 @@ class ItemLanes:
     ) -> None:
         """Take over saved values."""
         self.items[:], self.squares[:] = items, squares
-        self._items[:], self._squares[:] = items, squares
+        self._tell_lanes()
         if self._merged:
             for merged, now in zip(self._merged, (items, squares), strict=True):
                 merged[:] = now
@@ -143,8 +151,12 @@ class ItemLanes:
     def _merge(self, number: int) -> None:
         start, stop = (len(self.items) * n // self.n_lanes for n in (number, number + 1))
         kernels.merge_rows(
-            start, stop, self.items, self.squares, self._items, self._squares, self._touched
+            start, stop, self.items, self.squares, self._kept(), self._squares, self._touched
         )
+
+    def _kept(self) -> np.ndarray:
+        """The lanes' vectors as the loops take them: they do not know float16."""
+        return self._items.view(np.uint16) if self._items.dtype == np.float16 else self._items
 
     def _merge_members(self, items: np.ndarray, squares: np.ndarray) -> None:
         """Add what every member changed since the last merge, whose result these are."""
@@ -153,11 +165,16 @@ class ItemLanes:
         items += changes[0]
         squares += changes[1]
         self.items[:], self.squares[:] = items, squares
-        self._items[:], self._squares[:] = items, squares
+        self._tell_lanes()
+
+    def _tell_lanes(self) -> None:
+        with np.errstate(over="ignore"):  # infinite from then on, which is noticed
+            self._items[:] = self.items
+        self._squares[:] = self.squares
 
 
 def lanes_for(n_threads: int) -> int:
-    """As many as threads; one where a GPU learns, which needs no copies."""
+    """As many as threads; one where a GPU learns, which has its own table."""
     return n_threads if gpu() is None else 1
 
 
