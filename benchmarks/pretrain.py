@@ -1,7 +1,8 @@
 """Stage 1 against the BPR of implicit and of Cornac, by speed and by ranking; stage 3 against 1.
 
-Run it as ``python benchmarks/pretrain.py [--quick] [--data FOLDER] [--seeds N] [--speed-only]``;
-README.md beside it says what is measured and how to read it.  The last line is one JSON object.
+Run it as ``python benchmarks/pretrain.py [--quick] [--items N] [--data FOLDER] [--seeds N]
+[--speed-only]``; README.md beside it says what is measured and how to read it.  The last line is
+one JSON object.
 """
 
 import argparse
@@ -483,10 +484,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with the real data sets (README.md)")
     parser.add_argument("--seeds", type=int, default=1, help="splits and starts for quality")
     parser.add_argument("--speed-only", action="store_true", help="neither quality nor stage 3")
+    parser.add_argument("--items", type=int, help="of the synthetic data; default 50,000")
     parser.add_argument("--sets", nargs="+", help="data sets of quality and stage 3; default all")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds is {arguments.seeds}; ask for at least 1")
+    if arguments.items is not None and arguments.items < 1000:
+        parser.error(f"--items is {arguments.items}; ask for at least 1000")
     if arguments.data is not None and not arguments.data.is_dir():
         parser.error(f"--data {arguments.data} is no folder; name the one with the data sets")
     return arguments
@@ -495,6 +499,8 @@ def parsed() -> argparse.Namespace:
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """All measurements, as the JSON object says them."""
     plan = QUICK if arguments.quick else FULL
+    if arguments.items:
+        plan = replace(plan, n_items=arguments.items)
     made = synthetic(plan)
     real = list(presets(arguments.data))
     warm_up(replace(plan, n_users=200, n_items=100, n_pairs=2000))

@@ -1,7 +1,10 @@
 """What memory there is: made-up systems, and this one."""
 
+import ctypes
+import resource
 import sys
 import time
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -93,3 +96,21 @@ def test_this_process_has_held_some_memory():
     held = memory.peak()
     assert held > 2**20
     assert memory.peak() >= held
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library keeps nothing, or all"
+)
+def test_what_was_freed_between_things_in_use_is_given_back():
+    def held():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    # too small for a place of their own; every hundredth stays, so that no end of the heap is free
+    blocks = [np.ones(2**12) for _ in range(4000)]
+    size = sum(block.nbytes for block in blocks)
+    kept = blocks[::100]
+    del blocks
+    before = held()
+    memory.give_back()
+    assert held() < before - size // 2
+    assert all((block == 1).all() for block in kept)

@@ -30,7 +30,7 @@ from musketeers.evaluation.sampled import measure
 from musketeers.execution import HERE, Executor, Jobs, Renamed, Watched, Work, Workers
 from musketeers.group import group, meet, total
 from musketeers.heads.blend import with_history
-from musketeers.memory import available, peak
+from musketeers.memory import available, give_back, peak
 from musketeers.models import registry
 from musketeers.models.attempts import Attempts, attempt
 from musketeers.models.model import Fitted, Made
@@ -186,6 +186,7 @@ def fit_run(
         )  # fmt: skip
         # let go before it is read again: both at once would be twice the memory
         del data, search
+    give_back()
     return open_run(out)
 
 

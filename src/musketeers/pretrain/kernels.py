@@ -2,7 +2,8 @@
 
 A user's vector stays in the first-level cache while all of the user's items pass by.  Every
 loop releases the interpreter's lock and takes its share of the users as an argument, so that
-several may run at once on `lanes.ItemLanes`.
+several may run at once on `lanes.ItemLanes`.  Items are float32, or the bits of float16 (uint16),
+which `widened` and `_put` see to; all arithmetic is in float32.
 
 Random numbers are keyed by the epoch and the user (SplitMix64), never by the thread.
 
