@@ -65,11 +65,24 @@ def prefetch(_typing, table, _row, _column):
     return types.void(table, types.intp, types.intp), codegen
 
 
+@intrinsic
+@no_type_check
+def _per_line(_typing, table):
+    """Numbers of the table that are on a cache line, which an array's itemsize tells too late."""
+
+    @no_type_check
+    def codegen(context, _builder, _signature, _arguments):
+        size = context.get_abi_sizeof(context.get_data_type(table.dtype))
+        return context.get_constant(types.intp, _LINE // size)
+
+    return types.intp(table), codegen
+
+
 @njit(nogil=True, cache=True, forceinline=True)
 @no_type_check
 def ask(table, row):
     """Ask for ``table[row]``: from a large table, waiting for a row costs more than arithmetic."""
-    for d in range(0, table.shape[1], _LINE // table.itemsize):
+    for d in range(0, table.shape[1], _per_line(table)):
         prefetch(table, row, d)
 
 
