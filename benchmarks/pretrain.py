@@ -484,7 +484,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with the real data sets (README.md)")
     parser.add_argument("--seeds", type=int, default=1, help="splits and starts for quality")
     parser.add_argument("--speed-only", action="store_true", help="neither quality nor stage 3")
-    parser.add_argument("--items", type=int, help="of the synthetic data; default 50,000")
+    parser.add_argument(
+        "--items", type=int, help="of the synthetic data, in place of 50,000 (quick: 5,000)"
+    )
     parser.add_argument("--sets", nargs="+", help="data sets of quality and stage 3; default all")
     arguments = parser.parse_args()
     if arguments.seeds < 1:

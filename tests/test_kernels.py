@@ -8,7 +8,7 @@ from numba import njit
 from scipy.stats import chisquare
 
 from musketeers.data.interactions import Interactions
-from musketeers.instructions import dithered, has_float16, kept, widened
+from musketeers.instructions import has_float16, kept, stochastically_rounded, widened
 from musketeers.pretrain import kernels
 from musketeers.pretrain import lanes as lane_tables
 from musketeers.pretrain.lanes import ItemLanes, even_parts
@@ -352,7 +352,7 @@ def nearest(table, numbers):
 def rounded(table, number, first):
     """The number by as many roundings as the table has places, with noise from `first` on."""
     for place in range(len(table)):
-        table[place] = dithered(table, number, np.uint64(first + place))
+        table[place] = stochastically_rounded(table, number, np.uint64(first + place))
 
 
 @njit

@@ -12,9 +12,8 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-_WORD = ir.IntType(32)
-_LINE = 64
-"""Bytes of a cache line."""
+from musketeers.memory import LINE
+
 _LANES = 16
 """32-bit sums in a register."""
 _REGISTERS = 4
@@ -73,7 +72,7 @@ def _per_line(_typing, table):
     @no_type_check
     def codegen(context, _builder, _signature, _arguments):
         size = context.get_abi_sizeof(context.get_data_type(table.dtype))
-        return context.get_constant(types.intp, _LINE // size)
+        return context.get_constant(types.intp, LINE // size)
 
     return types.intp(table), codegen
 
@@ -114,11 +113,11 @@ def kept(_typing, table, _number):
 
 @intrinsic
 @no_type_check
-def dithered(_typing, table, _number, _noise):
+def stochastically_rounded(_typing, table, _number, _noise):
     """The same, but of the two nearest float16 either, the nearer one more often.
 
     So what is added in steps that are small beside the spacing of float16 is not lost, on average
-    over `_noise`, whole numbers of which the lowest 13 bits are uniform.
+    over `_noise`, whole numbers of which the lowest 13 bits are uniform.  Gupta et al., ICML 2015.
     """
 
     @no_type_check
@@ -126,8 +125,9 @@ def dithered(_typing, table, _number, _noise):
         _, number, noise = arguments
         if table.dtype == types.uint16:
             # of a float32's bits float16 has not the last 13
-            last = ir.Constant(_WORD, 0x1FFF)
-            bits = builder.add(builder.bitcast(number, _WORD), builder.and_(noise, last))
+            word = ir.IntType(32)
+            last = ir.Constant(word, 0x1FFF)
+            bits = builder.add(builder.bitcast(number, word), builder.and_(noise, last))
             number = builder.bitcast(builder.and_(bits, builder.not_(last)), ir.FloatType())
         return _kept(builder, table.dtype, number)
 

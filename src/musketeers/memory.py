@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-_LINE = 64
+LINE = 64
 """Bytes of a cache line."""
 _PROC = Path("/proc")
 _GROUPS = Path("/sys/fs/cgroup")
@@ -67,8 +67,8 @@ def on_cache_lines(*shape: int, dtype: type[np.generic]) -> np.ndarray:
     second load of a wide vector on two.
     """
     n_bytes = np.dtype(dtype).itemsize * math.prod(shape)
-    space = np.empty(n_bytes + _LINE, np.uint8)
-    start = -space.ctypes.data % _LINE
+    space = np.empty(n_bytes + LINE, np.uint8)
+    start = -space.ctypes.data % LINE
     return space[start : start + n_bytes].view(dtype).reshape(shape)
 
 

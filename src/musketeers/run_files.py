@@ -44,6 +44,7 @@ from musketeers.evaluation.evaluate import PerUser, metrics_frame, metrics_json
 from musketeers.exchange import UserEmbeddings
 from musketeers.heads.candidates import Candidate
 from musketeers.heads.choice import GroupVerdict, Verdict
+from musketeers.memory import give_back
 from musketeers.models.tuning import Try
 from musketeers.pipeline import Models
 from musketeers.pretrain.mf import Pretrained
@@ -116,6 +117,15 @@ def open_run(path: Path | str, recommender: Recommender | None = None) -> RunRes
             if (path / "references" / name).exists()
         },
     )
+
+
+def read_back(path: Path | str) -> RunResult:
+    """A run that was made just now; let go of what it was made of before.
+
+    Both at once would be twice the memory.
+    """
+    give_back()
+    return open_run(path)
 
 
 def sums_read(path: Path) -> dict[Cell, Sums]:

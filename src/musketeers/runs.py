@@ -30,7 +30,7 @@ from musketeers.evaluation.sampled import measure
 from musketeers.execution import HERE, Executor, Jobs, Renamed, Watched, Work, Workers
 from musketeers.group import group, meet, total
 from musketeers.heads.blend import with_history
-from musketeers.memory import available, give_back, peak
+from musketeers.memory import available, peak
 from musketeers.models import registry
 from musketeers.models.attempts import Attempts, attempt
 from musketeers.models.model import Fitted, Made
@@ -48,7 +48,7 @@ from musketeers.recommender import DomainModel, Recommender
 from musketeers.report.html import render
 from musketeers.report.words import trial
 from musketeers.results import WITH_HISTORY, Learning, Metrics, RunResult
-from musketeers.run_files import open_run, scorers_of
+from musketeers.run_files import open_run, read_back, scorers_of
 from musketeers.run_folder import RunFolder, check_place
 from musketeers.seeding import Seed
 from musketeers.task import Task, unwatched
@@ -184,10 +184,8 @@ def fit_run(
             config, data, out, measured=measured, n_tries=n_tries, search=search, inputs=inputs,
             resume=resume, n_threads=n_threads, watch=watch, workers=workers, command=command,
         )  # fmt: skip
-        # let go before it is read again: both at once would be twice the memory
         del data, search
-    give_back()
-    return open_run(out)
+    return read_back(out)
 
 
 def fit_data(

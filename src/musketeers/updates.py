@@ -26,7 +26,7 @@ from musketeers.pipeline import Models
 from musketeers.pretrain.mf import Pretrained
 from musketeers.ranking import Factors
 from musketeers.results import RunResult
-from musketeers.run_files import open_run
+from musketeers.run_files import open_run, read_back
 from musketeers.run_folder import check_place
 from musketeers.runs import Data, Quiet, Watch, fit_data, models_to_measure, thread_count
 from musketeers.seeding import Seed
@@ -67,10 +67,12 @@ def add_domain(
             "another name"
         )
     config = _with_source(found.config, domain, data, columns)
-    return _updated(
+    _update(
         run, found, config, domain, Path(out),
         resume=resume, threads=threads, watch=watch or Quiet(), command=command,
     )  # fmt: skip
+    del found
+    return read_back(out)
 
 
 def refresh(
@@ -102,10 +104,12 @@ def refresh(
             "one of those, or add it (musketeers add-domain)"
         )
     config = _with_source(found.config, domain, data)
-    return _updated(
+    _update(
         run, found, config, domain, Path(out),
         resume=resume, threads=threads, watch=watch or Quiet(), command=command,
     )  # fmt: skip
+    del found
+    return read_back(out)
 
 
 def _updatable(run: Path) -> RunResult:
@@ -152,7 +156,7 @@ def _with_source(
     return configuration.changed(config, settings)
 
 
-def _updated(
+def _update(
     run: Path,
     found: RunResult,
     config: RunConfig,
@@ -163,7 +167,7 @@ def _updated(
     threads: int | None,
     watch: Watch,
     command: Sequence[str],
-) -> RunResult:
+) -> None:
     check_place(out, resume=resume)
     n_threads = thread_count(threads, out if resume else None)
     with metered() as cost:
@@ -194,7 +198,6 @@ def _updated(
         resume=resume, n_threads=n_threads, watch=watch, command=command,
         add=partial(_compared, found, domain, rows, references, n_threads),
     )  # fmt: skip
-    return open_run(out)
 
 
 def _alone(config: DataConfig, domain: str) -> DataConfig:

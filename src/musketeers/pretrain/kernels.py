@@ -17,7 +17,7 @@ from typing import no_type_check
 import numpy as np
 from numba import njit
 
-from musketeers.instructions import ask, dithered, kept, widened
+from musketeers.instructions import ask, kept, stochastically_rounded, widened
 from musketeers.splitmix import mix as _mix
 from musketeers.splitmix import stream as _stream
 
@@ -101,7 +101,9 @@ def _noise(key, p):
 @no_type_check
 def _put(items, item, d, number, noise):
     """Let ``items[item, d]`` be this number."""
-    items[item, d] = dithered(items, number, np.uint32(noise + _PER_DIMENSION * np.uint32(d)))
+    items[item, d] = stochastically_rounded(
+        items, number, np.uint32(noise + _PER_DIMENSION * np.uint32(d))
+    )
 
 
 @_part
